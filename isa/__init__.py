@@ -1,0 +1,1 @@
+"""The instruction set: words, instructions, machine, program file, verifier."""

@@ -1,0 +1,1 @@
+"""From a trained spiking transformer to an accelerator program."""

@@ -1,0 +1,219 @@
+"""Spikformer, CIFAR layout (Zhou et al., ICLR 2023), with the state_dict keys of the published code.
+
+Published checkpoints also carry `block.N.norm1` and `norm2`, two layer norms that the published forward never calls.
+They are not built here; the zoo entry names them as dead keys.
+
+Shapes: T timesteps, B images, N tokens, C = embed_dims channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from compiler.zoo.neuron import LIF
+from isa.errors import CStepError
+
+
+def normalise_tokens(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """BatchNorm over the channels of [TB, N, C], which BatchNorm1d wants in the middle."""
+    return norm(x.transpose(-1, -2)).transpose(-1, -2)
+
+
+class PatchSplitting(nn.Module):
+    """Images [T, B, in_channels, H, W] -> counts {0, 1, 2} [T, B, N, C], N = H/4 * W/4.
+
+    Four convolutions with neurons, the last two halved by an overlapping max-pool (on spikes, so an OR), then a fifth
+    as relative position embedding, added to its own input.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, tau: float, threshold: float) -> None:
+        super().__init__()
+        eighth, quarter, half = embed_dims // 8, embed_dims // 4, embed_dims // 2
+        self.proj_conv = nn.Conv2d(in_channels, eighth, kernel_size=3, stride=1, padding=1, bias=False)
+        self.proj_bn = nn.BatchNorm2d(eighth)
+        self.proj_lif = LIF(tau, threshold)
+
+        self.proj_conv1 = nn.Conv2d(eighth, quarter, kernel_size=3, stride=1, padding=1, bias=False)
+        self.proj_bn1 = nn.BatchNorm2d(quarter)
+        self.proj_lif1 = LIF(tau, threshold)
+
+        self.proj_conv2 = nn.Conv2d(quarter, half, kernel_size=3, stride=1, padding=1, bias=False)
+        self.proj_bn2 = nn.BatchNorm2d(half)
+        self.proj_lif2 = LIF(tau, threshold)
+        self.maxpool2 = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+        self.proj_conv3 = nn.Conv2d(half, embed_dims, kernel_size=3, stride=1, padding=1, bias=False)
+        self.proj_bn3 = nn.BatchNorm2d(embed_dims)
+        self.proj_lif3 = LIF(tau, threshold)
+        self.maxpool3 = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+        self.rpe_conv = nn.Conv2d(embed_dims, embed_dims, kernel_size=3, stride=1, padding=1, bias=False)
+        self.rpe_bn = nn.BatchNorm2d(embed_dims)
+        self.rpe_lif = LIF(tau, threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, batch = x.shape[:2]
+
+        def over_time(frames: Tensor) -> Tensor:
+            return frames.reshape(steps, batch, *frames.shape[1:])
+
+        x = x.flatten(0, 1)
+        x = self.proj_lif(over_time(self.proj_bn(self.proj_conv(x)))).flatten(0, 1)
+        x = self.proj_lif1(over_time(self.proj_bn1(self.proj_conv1(x)))).flatten(0, 1)
+        x = self.proj_lif2(over_time(self.proj_bn2(self.proj_conv2(x)))).flatten(0, 1)
+        x = self.maxpool2(x)
+        x = self.proj_lif3(over_time(self.proj_bn3(self.proj_conv3(x)))).flatten(0, 1)
+        x = self.maxpool3(x)
+        position = self.rpe_lif(over_time(self.rpe_bn(self.rpe_conv(x))))
+        x = position + over_time(x)
+        return x.flatten(-2).transpose(-1, -2)
+
+
+class SpikingSelfAttention(nn.Module):
+    """Counts [T, B, N, C] -> spikes [T, B, N, C]: (q k^T) * scale v per head, without softmax, then a neuron."""
+
+    def __init__(
+        self, dim: int, num_heads: int, scale: float, tau: float, threshold: float, attention_threshold: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = scale
+        self.q_linear = nn.Linear(dim, dim)
+        self.q_bn = nn.BatchNorm1d(dim)
+        self.q_lif = LIF(tau, threshold)
+
+        self.k_linear = nn.Linear(dim, dim)
+        self.k_bn = nn.BatchNorm1d(dim)
+        self.k_lif = LIF(tau, threshold)
+
+        self.v_linear = nn.Linear(dim, dim)
+        self.v_bn = nn.BatchNorm1d(dim)
+        self.v_lif = LIF(tau, threshold)
+        self.attn_lif = LIF(tau, attention_threshold)
+
+        self.proj_linear = nn.Linear(dim, dim)
+        self.proj_bn = nn.BatchNorm1d(dim)
+        self.proj_lif = LIF(tau, threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, batch, tokens, channels = x.shape
+        shape = (steps, batch, tokens, channels)
+
+        def heads(spikes: Tensor) -> Tensor:
+            split = spikes.reshape(steps, batch, tokens, self.num_heads, channels // self.num_heads)
+            return split.permute(0, 1, 3, 2, 4)
+
+        x = x.flatten(0, 1)
+        q = heads(self.q_lif(normalise_tokens(self.q_bn, self.q_linear(x)).reshape(shape)))
+        k = heads(self.k_lif(normalise_tokens(self.k_bn, self.k_linear(x)).reshape(shape)))
+        v = heads(self.v_lif(normalise_tokens(self.v_bn, self.v_linear(x)).reshape(shape)))
+
+        attention = (q @ k.transpose(-2, -1)) * self.scale
+        x = (attention @ v).transpose(2, 3).reshape(shape)
+        x = self.attn_lif(x).flatten(0, 1)
+        return self.proj_lif(normalise_tokens(self.proj_bn, self.proj_linear(x)).reshape(shape))
+
+
+class MLP(nn.Module):
+    """Counts [T, B, N, C] -> spikes [T, B, N, C] through `hidden` spiking channels."""
+
+    def __init__(self, dim: int, hidden: int, tau: float, threshold: float) -> None:
+        super().__init__()
+        self.fc1_linear = nn.Linear(dim, hidden)
+        self.fc1_bn = nn.BatchNorm1d(hidden)
+        self.fc1_lif = LIF(tau, threshold)
+
+        self.fc2_linear = nn.Linear(hidden, dim)
+        self.fc2_bn = nn.BatchNorm1d(dim)
+        self.fc2_lif = LIF(tau, threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, batch, tokens, _ = x.shape
+        x = normalise_tokens(self.fc1_bn, self.fc1_linear(x.flatten(0, 1)))
+        x = self.fc1_lif(x.reshape(steps, batch, tokens, -1))
+        x = normalise_tokens(self.fc2_bn, self.fc2_linear(x.flatten(0, 1)))
+        return self.fc2_lif(x.reshape(steps, batch, tokens, -1))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to its input: the counts grow by at most one per addition."""
+
+    def __init__(self, attention: SpikingSelfAttention, mlp: MLP) -> None:
+        super().__init__()
+        self.attn = attention
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        return x + self.mlp(x)
+
+
+class Spikformer(nn.Module):
+    """Images [B, in_channels, H, W] -> logits [B, num_classes], the same image shown at each of T timesteps.
+
+    Raises CStepError where the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        img_size_h: int = 32,
+        img_size_w: int = 32,
+        patch_size: int = 4,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        embed_dims: int = 384,
+        num_heads: int = 12,
+        mlp_ratios: float = 4,
+        depths: int = 4,
+        T: int = 4,
+        tau: float = 2.0,
+        threshold: float = 1.0,
+        attention_threshold: float = 0.5,
+        attention_scale: float = 0.125,
+    ) -> None:
+        super().__init__()
+        check_sizes(img_size_h, img_size_w, patch_size, embed_dims, num_heads)
+        self.T = T
+        self.num_classes = num_classes
+        self.depths = depths
+        self.patch_embed = PatchSplitting(in_channels, embed_dims, tau, threshold)
+        self.block = nn.ModuleList(
+            Block(
+                SpikingSelfAttention(embed_dims, num_heads, attention_scale, tau, threshold, attention_threshold),
+                MLP(embed_dims, int(embed_dims * mlp_ratios), tau, threshold),
+            )
+            for _ in range(depths)
+        )
+        self.head = nn.Linear(embed_dims, num_classes)
+        self.apply(initialise)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[T, B, in_channels, H, W] -> the mean over tokens at every timestep [T, B, C]."""
+        x = self.patch_embed(x)
+        for block in self.block:
+            x = block(x)
+        return x.mean(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(0).repeat(self.T, 1, 1, 1, 1)
+        return self.head(self.forward_features(x).mean(0))
+
+
+def initialise(module: nn.Module) -> None:
+    """The published start: narrow linear layers without bias; convolutions stay as torch makes them."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def check_sizes(img_size_h: int, img_size_w: int, patch_size: int, embed_dims: int, num_heads: int) -> None:
+    """Refuse what the layout cannot be built for, before torch does so in its own words."""
+    sizes = {"img_size_h": img_size_h, "img_size_w": img_size_w, "embed_dims": embed_dims, "num_heads": num_heads}
+    for name, size in sizes.items():
+        if size < 1:
+            raise CStepError(f"Spikformer: {name}={size} must be positive")
+    if patch_size != 4:
+        raise CStepError(f"Spikformer: patch_size={patch_size}, but the CIFAR layout halves the image twice: 4")
+    if img_size_h % 4 or img_size_w % 4:
+        raise CStepError(f"Spikformer: image {img_size_h}x{img_size_w} does not divide into patches of 4x4")
+    if embed_dims % 8 or embed_dims % num_heads:
+        raise CStepError(f"Spikformer: embed_dims={embed_dims} must be a multiple of 8 and of num_heads={num_heads}")

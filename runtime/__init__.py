@@ -1,0 +1,1 @@
+"""The emulator: runs a program file bit for bit and counts what it cost."""

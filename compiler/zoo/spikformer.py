@@ -6,7 +6,6 @@ They are not built here; the zoo entry names them as dead keys.
 Shapes: T timesteps, B images, N tokens, C = embed_dims channels.
 """
 
-import torch
 from torch import Tensor, nn
 
 from compiler.zoo.neuron import LIF

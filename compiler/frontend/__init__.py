@@ -1,0 +1,1 @@
+"""What comes in: checkpoints, torch modules, ONNX."""

@@ -76,9 +76,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def read_safetensors(path: Path) -> Checkpoint:
     """A safetensors file; its header carries the metadata."""
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in sorted(file.keys())}
-            metadata = dict(file.metadata() or {})
+        opened: Any = safe_open(path, framework="pt")
+        with opened as file:
+            state: dict[str, Tensor] = {key: file.get_tensor(key) for key in sorted(file.keys())}
+            metadata: dict[str, str] = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CStepError(f"{path}: truncated, or not a safetensors file ({one_line(error)})") from None
     return Checkpoint(unwrap(path, state), metadata)
@@ -143,7 +144,8 @@ def script_arguments(fields: Iterable[object]) -> dict[str, str]:
     for field in fields:
         if isinstance(field, argparse.Namespace):
             for key, value in vars(field).items():
-                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                several = isinstance(value, list | tuple)
+                text = ",".join(map(str, cast("Iterable[object]", value))) if several else str(value)
                 if value is not None:
                     metadata.update(dict.fromkeys(SCRIPT_ARGUMENTS.get(key, ()), text))
     return metadata

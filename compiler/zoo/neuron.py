@@ -5,7 +5,8 @@ sum in another order moves a membrane by one unit in the last place, and now and
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,8 @@ class LIF(nn.Module):
 
     def neuronal_fire(self) -> Tensor:
         """The spikes {0, 1} of the charged membrane, in its dtype."""
-        spike = ArctangentSpike.apply(self.v, self.v_threshold)
-        assert isinstance(spike, Tensor)
-        return spike
+        fire = cast("Callable[[Tensor, float], Tensor]", ArctangentSpike.apply)
+        return fire(self.v, self.v_threshold)
 
     def neuronal_reset(self, spike: Tensor) -> None:
         """Reset the membrane where `spike` is 1."""

@@ -181,6 +181,17 @@ class Window(Instruction):
             self.columns, self.input_columns, self.kernel_columns, self.stride, self.left
         )
 
+    def check(self) -> None:
+        """Every window begins inside the input or its padding, so it touches at least one input pixel."""
+        for rows, top in (("rows", "top"), ("columns", "left")):
+            outputs, inputs, kernel = (getattr(self, f"{kind}{rows}") for kind in ("", "input_", "kernel_"))
+            padding = getattr(self, top)
+            if padding >= kernel:
+                raise CStepError(f"{self.mnemonic}: {top}={padding} must be less than kernel_{rows}={kernel}")
+            if (outputs - 1) * self.stride - padding >= inputs:
+                most = (inputs + padding - 1) // self.stride + 1
+                raise CStepError(f"{self.mnemonic}: {rows}={outputs} look past input_{rows}={inputs}; at most {most} fit")
+
     def input_extent(self, pixel_bytes: int) -> Strided:
         pixels = self.input_rows * self.input_columns
         return Strided(pixel_bytes, (self.steps, pixels), (self.step_stride, self.pixel_stride))
@@ -204,7 +215,7 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
     weights: Annotated[int, reads(Region.WEIGHT, 18)]
-    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh")]
+    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
     outputs: Annotated[int, Count(9, 1)]
     plane: Annotated[int, Count(3)]
     fresh: Annotated[int, Flag()]
@@ -229,6 +240,7 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
         }
 
     def check(self) -> None:
+        super().check()
         if self.step_stride % SPIKE_WORD_BYTES or self.pixel_stride % SPIKE_WORD_BYTES or self.spikes % 2:
             raise CStepError("accumulate: spike addresses and strides must be multiples of 2 bytes")
 
@@ -244,7 +256,7 @@ class Multiply(Window, opcode=0x20, unit=Unit.SFU):
 
     values: Annotated[int, reads(Region.SPIKE, 17)]
     weights: Annotated[int, reads(Region.WEIGHT, 18)]
-    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh")]
+    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
     outputs: Annotated[int, Count(9, 1)]
     fresh: Annotated[int, Flag()]
 
@@ -290,7 +302,7 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
     q: Annotated[int, reads(Region.SPIKE, 17)]
     k: Annotated[int, reads(Region.SPIKE, 17)]
     v: Annotated[int, reads(Region.SPIKE, 17)]
-    accumulators: Annotated[int, writes(Region.OUTPUT, 18)]
+    accumulators: Annotated[int, writes(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
     steps: Annotated[int, Count(4, 1)]
     queries: Annotated[int, Count(12, 1)]
     keys: Annotated[int, Count(12, 1)]
@@ -340,7 +352,7 @@ class Sum(Instruction, opcode=0x22, unit=Unit.SFU):
     """
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
-    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh")]
+    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
     steps: Annotated[int, Count(4, 1)]
     tokens: Annotated[int, Count(12, 1)]
     inputs: Annotated[int, Count(12, 1)]
@@ -378,10 +390,10 @@ class Classify(Instruction, opcode=0x23, unit=Unit.SFU):
     Cycles: 8 + ceil(inputs * outputs / SFU multipliers).
     """
 
-    features: Annotated[int, reads(Region.OUTPUT, 18)]
+    features: Annotated[int, reads(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
     weights: Annotated[int, reads(Region.WEIGHT, 18)]
-    constants: Annotated[int, reads(Region.CONSTANT, 16, only_if="fresh")]
-    logits: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh")]
+    constants: Annotated[int, reads(Region.CONSTANT, 16, only_if="fresh", align=4)]
+    logits: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
     inputs: Annotated[int, Count(12, 1)]
     outputs: Annotated[int, Count(12, 1)]
     fresh: Annotated[int, Flag()]
@@ -424,9 +436,9 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes).
     """
 
-    accumulators: Annotated[int, reads(Region.OUTPUT, 18)]
-    constants: Annotated[int, reads(Region.CONSTANT, 16)]
-    membranes: Annotated[int, updates(Region.OUTPUT, 18, unless="start")]
+    accumulators: Annotated[int, reads(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
+    constants: Annotated[int, reads(Region.CONSTANT, 16, align=4)]
+    membranes: Annotated[int, updates(Region.OUTPUT, 18, unless="start", align=MEMBRANE_BYTES)]
     residual: Annotated[int, reads(Region.SPIKE, 17, only_if="residual_planes")]
     result: Annotated[int, writes(Region.SPIKE, 17)]
     residual_planes: Annotated[int, Count(3)]
@@ -475,6 +487,8 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         strides = self.plane_stride | self.step_stride | self.pixel_stride
         if (strides | self.result | (self.residual if self.residual_planes else 0)) % 2:
             raise CStepError("fire: spike addresses and strides must be multiples of 2 bytes")
+        if self.planes < self.residual_planes:
+            raise CStepError(f"fire: planes={self.planes} must be at least residual_planes={self.residual_planes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -509,6 +523,7 @@ class Pool(Window, opcode=0x31, unit=Unit.NEURON):
         }
 
     def check(self) -> None:
+        super().check()
         strides = self.pixel_stride | self.step_stride | self.result_step_stride
         if (strides | self.spikes | self.result) % 2:
             raise CStepError("pool: spike addresses and strides must be multiples of 2 bytes")
@@ -550,6 +565,9 @@ class Add(Instruction, opcode=0x32, unit=Unit.NEURON):
     def check(self) -> None:
         if (self.left | self.right | self.result | self.plane_stride) % 2:
             raise CStepError("add: spike addresses and strides must be multiples of 2 bytes")
+        widest = max(self.left_planes, self.right_planes)
+        if self.planes < widest:
+            raise CStepError(f"add: planes={self.planes} must be at least {widest}, those of its operands")
 
 
 @dataclass(frozen=True, kw_only=True)

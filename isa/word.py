@@ -94,18 +94,20 @@ class Address:
     """Name of a flag: set, an `updates` becomes a `writes`, and a `reads` or `writes` does not happen."""
     only_if: str = ""
     """Name of a field that must be non-zero for the access to happen."""
+    align: int = 1
+    """The address must be a multiple of this: the size of what lies there."""
 
 
-def reads(region: Region, bits: int, unless: str = "", only_if: str = "") -> Address:
-    return Address(bits, "reads", region, unless=unless, only_if=only_if)
+def reads(region: Region, bits: int, unless: str = "", only_if: str = "", align: int = 1) -> Address:
+    return Address(bits, "reads", region, unless=unless, only_if=only_if, align=align)
 
 
-def writes(region: Region, bits: int) -> Address:
-    return Address(bits, "writes", region)
+def writes(region: Region, bits: int, align: int = 1) -> Address:
+    return Address(bits, "writes", region, align=align)
 
 
-def updates(region: Region, bits: int, unless: str = "") -> Address:
-    return Address(bits, "updates", region, unless=unless)
+def updates(region: Region, bits: int, unless: str = "", align: int = 1) -> Address:
+    return Address(bits, "updates", region, unless=unless, align=align)
 
 
 Spec = Count | Flag | Choice | Address
@@ -173,6 +175,7 @@ class Instruction:
     unit: ClassVar[Unit]
     mnemonic: ClassVar[str]
     layout: ClassVar[tuple[tuple[str, Spec], ...]]
+    specs: ClassVar[dict[str, Spec]]
     registry: ClassVar[dict[int, type[Instruction]]] = {}
 
     wait: int = field(default=0)
@@ -187,6 +190,7 @@ class Instruction:
         cls.opcode, cls.unit, cls.mnemonic = opcode, unit, cls.__name__.lower()
         hints = get_type_hints(cls, include_extras=True)
         cls.layout = tuple((name, _spec_of(hint)) for name, hint in hints.items() if get_origin(hint) is Annotated)
+        cls.specs = dict(cls.layout)
         used = sum(bits for _, bits in HEADER) + sum(spec.bits for _, spec in cls.layout)
         if used > WORD_BYTES * 8:
             raise TypeError(f"{cls.__name__} takes {used} bits; a word has {WORD_BYTES * 8}")
@@ -229,13 +233,15 @@ def _spec_of(hint: Any) -> Spec:
 
 def range_error(instruction: type[Instruction], name: str, value: int) -> str | None:
     """What is wrong with `value` for field `name`, as one phrase, or None."""
-    spec = dict(instruction.layout)[name]
+    spec = instruction.specs[name]
     top = (1 << spec.bits) - 1
     lowest = spec.lowest if isinstance(spec, Count) else 0
     if lowest <= value <= top:
-        if isinstance(spec, Choice) and value not in {int(member) for member in spec.of}:
+        if isinstance(spec, Choice) and value not in spec.of._value2member_map_:
             choices = ", ".join(f"{int(member)} ({member.name.lower()})" for member in spec.of)
             return f"{name}={value} is none of {choices}"
+        if isinstance(spec, Address) and value % spec.align:
+            return f"{name}={value} must be a multiple of {spec.align}"
         return None
     return f"{name}={value} does not fit {spec.bits} bits ({lowest}..{top})"
 

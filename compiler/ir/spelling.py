@@ -50,7 +50,14 @@ def _spell(attribute: Attribute) -> str:
     value = to_plain(attribute)
     if isinstance(value, tuple):
         return "[" + ", ".join(str(item) for item in value) + "]"
-    return repr(value) if isinstance(value, float) else str(value)
+    return _spell_float(value) if isinstance(value, float) else str(value)
+
+
+def _spell_float(value: float) -> str:
+    """The shortest digits that read back to the same float; MLIR wants a point before an exponent."""
+    text = repr(value)
+    mantissa, e, exponent = text.partition("e")
+    return text if not e or "." in mantissa else f"{mantissa}.0e{exponent}"
 
 
 class HouseOperation(IRDLOperation):

@@ -42,7 +42,7 @@ class LIF(nn.Module):
         v = v_reset where s                        hard reset
         v = h - v_threshold * s                    soft reset, v_reset = None
 
-    Every call starts from a membrane at rest, so one call is one input: nothing leaks from batch to batch. The final
+    Every call starts from a membrane at rest (v_reset, or 0), so one call is one input: nothing leaks from batch to batch. The final
     membrane stays readable as `v`. The reset is kept out of the gradient, as in the published training code.
 
     Raises CStepError for tau < 1, which would make the membrane overshoot its input.
@@ -88,7 +88,7 @@ class LIF(nn.Module):
             self.v = fired * self.v_reset + (1 - fired) * self.v
 
     def forward(self, x: Tensor) -> Tensor:
-        self.v = torch.zeros_like(x[0])
+        self.v = torch.full_like(x[0], 0.0 if self.v_reset is None else self.v_reset)
         spikes: list[Tensor] = []
         for current in x:
             self.neuronal_charge(current)

@@ -1,0 +1,364 @@
+"""One table from torch modules, functions and methods to spike ops."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from compiler.frontend.importer import (
+    BATCH,
+    FEATURE,
+    TIME,
+    Atom,
+    Handler,
+    Importer,
+    Value,
+    feature_axis,
+    feature_size,
+)
+from compiler.frontend.neurons import is_neuron
+from compiler.ir import spike
+from compiler.ir.types import Element, Train
+from compiler.ir.types import Tensor as StaticType
+
+REAL = Element.real()
+
+
+def _one(importer: Importer, value: int | tuple[int, ...], what: str) -> int:
+    """A size that is the same in both directions."""
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    if len(set(sizes)) != 1:
+        raise importer.refuse(f"{what}={sizes}; only square windows are supported")
+    return sizes[0]
+
+
+def _features(value: Value, count: int) -> tuple[int, ...]:
+    """The torch dimensions of the last `count` features."""
+    return tuple(range(len(value.dimensions) - count, len(value.dimensions)))
+
+
+def conv2d(
+    importer: Importer, x: Value, layer: nn.Conv2d, path: str
+) -> Value:
+    """Conv2d over [.., C, H, W], as transpose, conv on HxWxC, transpose."""
+    if len(x.type.sizes) != 3:
+        raise importer.refuse(f"{path}: Conv2d of {x.type}; it must have channels, height and width")
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or set(layer.dilation) != {1}:
+        raise importer.refuse(f"{path}: Conv2d with padding_mode, padding='same' or dilation is not supported")
+    lead = x.dimensions[: len(x.dimensions) - 3]
+    pixels = importer.transpose(x, (1, 2, 0), x.dimensions)
+    kernel, stride = _one(importer, layer.kernel_size, "kernel"), _one(importer, layer.stride, "stride")
+    padding = _one(importer, cast("tuple[int, ...]", layer.padding), "padding")
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
+    sizes = (height, width, layer.out_channels)
+    made = importer.make(
+        spike.Conv,
+        pixels,
+        result=x.type.with_sizes(sizes).with_element(REAL),
+        hint=importer.hint("conv", path),
+        symbols={"weight": f"{path}.weight", "bias": f"{path}.bias" if layer.bias is not None else None},
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        groups=layer.groups,
+    )
+    dimensions = (*lead, *((Atom(FEATURE, size),) for size in (sizes[2], height, width)))
+    return importer.transpose(Value(made, dimensions), (2, 0, 1), dimensions)
+
+
+def linear(importer: Importer, x: Value, layer: nn.Linear, path: str) -> Value:
+    """Linear over the last dimension."""
+    if not x.type.sizes or feature_size(x.dimensions[-1]) != x.type.sizes[-1]:
+        raise importer.refuse(f"{path}: Linear over a dimension that is not a feature")
+    result = x.type.with_sizes((*x.type.sizes[:-1], layer.out_features)).with_element(REAL)
+    made = importer.make(
+        spike.Linear,
+        x,
+        result=result,
+        hint=importer.hint("linear", path),
+        symbols={"weight": f"{path}.weight", "bias": f"{path}.bias" if layer.bias is not None else None},
+    )
+    return Value(made, (*x.dimensions[:-1], (Atom(FEATURE, layer.out_features),)))
+
+
+def batch_norm(importer: Importer, x: Value, layer: nn.BatchNorm1d | nn.BatchNorm2d, path: str) -> Value:
+    """BatchNorm over torch dimension 1 (2 in SpikingJelly's multi-step layers), in evaluation mode."""
+    if layer.running_mean is None or layer.weight is None:
+        raise importer.refuse(f"{path}: BatchNorm without running statistics or affine weights is not supported")
+    channel = 2 if getattr(layer, "step_mode", "s") == "m" else 1
+    axis = feature_axis(x, channel)
+    if axis is None:
+        raise importer.refuse(f"{path}: BatchNorm over time or batch")
+    made = importer.make(
+        spike.BatchNorm,
+        x,
+        result=x.type.with_element(REAL),
+        hint=importer.hint("batch_norm", path),
+        symbols={
+            "weight": f"{path}.weight",
+            "bias": f"{path}.bias",
+            "mean": f"{path}.running_mean",
+            "variance": f"{path}.running_var",
+        },
+        epsilon=float(layer.eps),
+        axis=axis,
+    )
+    return Value(made, x.dimensions)
+
+
+def max_pool2d(importer: Importer, x: Value, layer: nn.MaxPool2d, path: str) -> Value:
+    """MaxPool2d over [.., C, H, W]."""
+    if layer.ceil_mode or layer.return_indices or _one(importer, layer.dilation, "dilation") != 1:
+        raise importer.refuse(f"{path}: MaxPool2d with ceil_mode, return_indices or dilation is not supported")
+    lead = x.dimensions[: len(x.dimensions) - 3]
+    pixels = importer.transpose(x, (1, 2, 0), x.dimensions)
+    kernel, stride, padding = (
+        _one(importer, size, "kernel") for size in (layer.kernel_size, layer.stride, layer.padding)
+    )
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
+    channels = x.type.sizes[0]
+    made = importer.make(
+        spike.MaxPool,
+        pixels,
+        result=x.type.with_sizes((height, width, channels)),
+        hint=importer.hint("max_pool", path),
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+    )
+    dimensions = (*lead, *((Atom(FEATURE, size),) for size in (channels, height, width)))
+    return importer.transpose(Value(made, dimensions), (2, 0, 1), dimensions)
+
+
+def nothing(importer: Importer, x: Value, layer: nn.Module, path: str) -> Value:
+    """Identity, and dropout in evaluation mode."""
+    return x
+
+
+def _element(left: Element, right: Element) -> Element:
+    """What a sum of two kinds is."""
+    if left.is_count and right.is_count:
+        return Element.count(left.bounds[1] + right.bounds[1])
+    return REAL
+
+
+def add(importer: Importer, left: Any, right: Any) -> Any:
+    """x + y of equal shapes."""
+    if not isinstance(left, Value) or not isinstance(right, Value):
+        raise importer.refuse("adds a constant to a tensor; only tensors of equal shape can be added")
+    if left.type.sizes != right.type.sizes or left.type.steps != right.type.steps:
+        raise importer.refuse(f"adds {left.type} and {right.type}; only equal shapes can be added")
+    element = _element(left.type.element, right.type.element)
+    made = importer.make(
+        spike.Add, left, right, result=left.type.with_element(element), hint=importer.hint("add")
+    )
+    return Value(made, left.dimensions)
+
+
+def multiply(importer: Importer, left: Any, right: Any) -> Any:
+    """x * number."""
+    if isinstance(right, Value):
+        left, right = right, left
+    if not isinstance(right, int | float) or not isinstance(left, Value):
+        raise importer.refuse("multiplies two tensors element by element; that has no spiking meaning here")
+    made = importer.make(
+        spike.Scale, left, result=left.type.with_element(REAL), hint=importer.hint("scale"), factor=float(right)
+    )
+    return Value(made, left.dimensions)
+
+
+def matmul(importer: Importer, left: Value, right: Value) -> Value:
+    """x @ y over the last two dimensions."""
+    if len(left.type.sizes) != len(right.type.sizes) or len(left.type.sizes) < 2:
+        raise importer.refuse(f"multiplies {left.type} by {right.type}; both need the same leading dimensions")
+    sizes = (*left.type.sizes[:-1], right.type.sizes[-1])
+    a, b = left.type.element, right.type.element
+    inner = left.type.sizes[-1]
+    counted = a.is_count and b.is_count
+    element = Element.count(a.bounds[1] * b.bounds[1] * inner) if counted else REAL
+    made = importer.make(
+        spike.Matmul, left, right, result=left.type.with_sizes(sizes).with_element(element), hint=importer.hint("matmul")
+    )
+    return Value(made, (*left.dimensions[:-1], right.dimensions[-1]))
+
+
+def mean(importer: Importer, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Mean over one dimension (or several, one after another)."""
+    if dim is None or keepdim:
+        raise importer.refuse("mean over all dimensions, or with keepdim, is not supported")
+    for one in sorted((d % len(x.dimensions) for d in ((dim,) if isinstance(dim, int) else dim)), reverse=True):
+        kept = x.dimensions[:one] + x.dimensions[one + 1 :]
+        if any(atom.kind == TIME for atom in x.dimensions[one]):
+            made = importer.make(
+                spike.MeanTime,
+                x,
+                result=StaticType.of(x.type.sizes, REAL),
+                hint=importer.hint("mean_time"),
+            )
+        elif (axis := feature_axis(x, one)) is not None:
+            sizes = x.type.sizes[:axis] + x.type.sizes[axis + 1 :]
+            result = x.type.with_sizes(sizes).with_element(REAL)
+            made = importer.make(spike.Mean, x, result=result, hint=importer.hint("mean"), axis=axis)
+        else:
+            made = x.ssa
+        x = Value(made, kept)
+    return x
+
+
+def contiguous(importer: Importer, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A copy in memory order: real arithmetic may round differently without it."""
+    made = importer.make(spike.Reshape, x, result=x.type, hint=importer.hint("contiguous"))
+    return Value(made, x.dimensions)
+
+
+def reshape(importer: Importer, x: Value, *sizes: Any, shape: Any = None) -> Value:
+    """reshape, view."""
+    wanted = shape if shape is not None else sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    return importer.reshape(x, list(wanted))
+
+
+def flatten(importer: Importer, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
+    """Merge dimensions start_dim..end_dim."""
+    start, end = start_dim % len(x.dimensions), end_dim % len(x.dimensions)
+    merged = tuple(atom for dimension in x.dimensions[start : end + 1] for atom in dimension)
+    return importer.regroup(x, (*x.dimensions[:start], merged, *x.dimensions[end + 1 :]))
+
+
+def transpose(importer: Importer, x: Value, dim0: int, dim1: int) -> Value:
+    """Swap two dimensions."""
+    order = list(range(len(x.dimensions)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return importer.permute(x, order)
+
+
+def permute(importer: Importer, x: Value, *order: Any, dims: Any = None) -> Value:
+    """Dimensions in another order."""
+    wanted = dims if dims is not None else order[0] if len(order) == 1 and not isinstance(order[0], int) else order
+    return importer.permute(x, list(wanted))
+
+
+def unsqueeze(importer: Importer, x: Value, dim: int) -> Value:
+    """A new dimension of size 1."""
+    place = dim % (len(x.dimensions) + 1)
+    return Value(x.ssa, (*x.dimensions[:place], (), *x.dimensions[place:]))
+
+
+def squeeze(importer: Importer, x: Value, dim: int) -> Value:
+    """Drop a dimension of size 1."""
+    place = dim % len(x.dimensions)
+    if feature_size(x.dimensions[place]) not in (None, 1):
+        return x
+    return importer.regroup(x, x.dimensions[:place] + x.dimensions[place + 1 :])
+
+
+def repeat(importer: Importer, x: Value, *counts: Any) -> Value:
+    """Repeat (or expand) a static tensor along a new leading dimension: time."""
+    wanted = list(counts[0]) if len(counts) == 1 and not isinstance(counts[0], int) else list(counts)
+    if len(wanted) != len(x.dimensions):
+        x = Value(x.ssa, ((),) * (len(wanted) - len(x.dimensions)) + x.dimensions)
+    for place, count in enumerate(wanted):
+        if count in (1, -1) or count == _size(x, place):
+            continue
+        if x.type.steps is not None or x.dimensions[place]:
+            raise importer.refuse("repeats along a dimension that is not new; only a new leading T can be repeated")
+        x = importer.repeat_time(x, place, count)
+    return x
+
+
+def _size(x: Value, place: int) -> int:
+    size = 1
+    for atom in x.dimensions[place]:
+        size *= atom.size
+    return size if x.dimensions[place] else -2
+
+
+def stack(importer: Importer, tensors: Any, dim: int = 0) -> Value:
+    """Stack one static tensor T times: time."""
+    first = tensors[0]
+    if any(tensor.ssa is not first.ssa for tensor in tensors):
+        raise importer.refuse("stacks different tensors; only the same tensor stacked T times is time")
+    x = unsqueeze(importer, first, dim)
+    return x if len(tensors) == 1 else importer.repeat_time(x, dim % len(x.dimensions), len(tensors))
+
+
+MODULES: dict[type[nn.Module], Handler] = {
+    nn.Conv2d: conv2d,
+    nn.Linear: linear,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.MaxPool2d: max_pool2d,
+    nn.Dropout: nothing,
+    nn.Identity: nothing,
+}
+
+FUNCTIONS: dict[Any, Handler] = {
+    operator.add: add,
+    operator.iadd: add,
+    torch.add: add,
+    operator.mul: multiply,
+    torch.mul: multiply,
+    operator.matmul: matmul,
+    torch.matmul: matmul,
+    torch.mean: mean,
+    torch.reshape: reshape,
+    torch.flatten: flatten,
+    torch.transpose: transpose,
+    torch.permute: permute,
+    torch.unsqueeze: unsqueeze,
+    torch.squeeze: squeeze,
+    torch.stack: stack,
+    functional.dropout: lambda importer, x, *args, **kwargs: x,
+}
+
+METHODS: dict[str, Handler] = {
+    "add": add,
+    "mul": multiply,
+    "matmul": matmul,
+    "mean": mean,
+    "reshape": reshape,
+    "view": reshape,
+    "flatten": flatten,
+    "transpose": transpose,
+    "permute": permute,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    "repeat": repeat,
+    "expand": repeat,
+    "contiguous": contiguous,
+    "detach": lambda importer, x: x,
+}
+
+
+def handler_of(importer: Importer, node: fx.Node) -> tuple[Handler | None, str]:
+    """The handler of a call, and the call's name for errors."""
+    if node.op == "call_module":
+        path = str(node.target)
+        module: nn.Module = operator.attrgetter(path)(importer.model)
+        what = f"{path}: {type(module).__module__}.{type(module).__qualname__}"
+        if is_neuron(module):
+            return (lambda importer, x: importer.neuron(module, path, x)), what
+        for kind, handler in MODULES.items():
+            if isinstance(module, kind):
+                return (lambda importer, x: handler(importer, x, module, path)), what
+        return None, what
+    if node.op == "call_method":
+        return METHODS.get(str(node.target)), f"Tensor.{node.target}"
+    target = cast(Any, node.target)
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+    return FUNCTIONS.get(target), name
+
+
+def supported() -> dict[str, list[str]]:
+    """What the front end knows, for `cstep check --ops`."""
+    return {
+        "modules": sorted(f"torch.nn.{kind.__name__}" for kind in MODULES)
+        + ["neurons with neuronal_charge and neuronal_fire"],
+        "functions": sorted({getattr(f, "__name__", str(f)) for f in FUNCTIONS}),
+        "methods": sorted(METHODS),
+    }
+
+

@@ -1,0 +1,183 @@
+"""The torch.fx tracer whose proxies carry an example value.
+
+Shapes, `len`, loops over T and asserts are then plain Python on the example; only tensor computations become
+nodes. Neurons and layers are leaves. Every node keeps the Python line that made it, and the module it stands in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compiler.frontend.neurons import is_neuron
+from isa.errors import CStepError
+
+_TORCH = str(Path(torch.__file__).parent)
+_PLAIN = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "layout", "is_sparse", "names"}
+
+
+def _source_line() -> str:
+    """File and line of the innermost Python frame that belongs to the model."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and not name.startswith((_TORCH, "<")):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+class ExampleProxy(fx.Proxy):
+    """A proxy that knows an example of its value."""
+
+    example: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PLAIN:
+            return getattr(self.example, name)
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[index] for index in range(len(self.example))])
+
+    def __bool__(self) -> bool:
+        raise CStepError(f"{_source_line()}: the model branches on a tensor's value; a program has no such branch")
+
+    def __int__(self) -> int:
+        raise CStepError(f"{_source_line()}: the model turns a tensor's value into a number; it must stay a tensor")
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise CStepError(f"{_source_line()}: the model assigns into a tensor; build it with stack or cat instead")
+
+
+class ExampleTracer(fx.Tracer):
+    """Traces a module called with example inputs."""
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__(autowrap_modules=())
+        self._input = example
+        self._evaluating = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_neuron(m):
+            return True
+        if isinstance(m, nn.Sequential | nn.ModuleList):
+            return False
+        return isinstance(m, LAYERS) or m.__module__.startswith("torch.nn")
+
+    def proxy(self, node: fx.Node) -> ExampleProxy:
+        return ExampleProxy(node, self)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> Any:
+        example = self._example(kind, target, args, kwargs)
+        if kind not in ("placeholder", "output") and not isinstance(example, Tensor | tuple | list):
+            return example
+        made = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        made.node.meta |= {"example": example, "source": _source_line(), "module": self.scope.module_path}
+        if isinstance(made, ExampleProxy):
+            made.example = example
+        return made
+
+    def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            return self._input
+        args, kwargs = _examples((args, kwargs))
+        if kind == "output":
+            return args[0]
+        self._evaluating = True
+        try:
+            with torch.no_grad():
+                if kind == "get_attr":
+                    return operator.attrgetter(target)(self.root)
+                if kind == "call_module":
+                    return operator.attrgetter(target)(self.root)(*args, **kwargs)
+                if kind == "call_method":
+                    return getattr(args[0], target)(*args[1:], **kwargs)
+                return target(*args, **kwargs)
+        finally:
+            self._evaluating = False
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """While an example is computed, modules (which fx has patched) just run."""
+        return forward(*args, **kwargs) if self._evaluating else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Likewise for parameters."""
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _examples(tree: Any) -> Any:
+    if isinstance(tree, ExampleProxy):
+        return tree.example
+    if isinstance(tree, fx.proxy.Attribute):
+        return getattr(tree.root.example, tree.attr)  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(tree, tuple | list):
+        return type(tree)(_examples(item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _examples(value) for key, value in tree.items()}
+    return tree
+
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.Dropout, nn.Identity)
+"""Layers, subclasses included, that are leaves wherever they are defined."""
+
+
+def trace(model: nn.Module, example: Tensor) -> fx.Graph:
+    """The graph of `model` called with `example` [1, C, H, W] (or [1, T, C, H, W]); neurons are reset first.
+
+    Every parameter after the first that has a default keeps it.
+    """
+    for module in model.modules():
+        if is_neuron(module) and hasattr(module, "reset"):
+            module.reset()  # type: ignore[operator]
+    model.eval()
+    concrete = {
+        name: parameter.default
+        for name, parameter in list(inspect.signature(model.forward).parameters.items())[1:]
+        if parameter.default is not inspect.Parameter.empty
+    }
+    tracer = ExampleTracer(example)
+    try:
+        graph = tracer.trace(model, concrete_args=concrete)
+    except CStepError:
+        raise
+    except fx.proxy.TraceError as error:
+        raise CStepError(f"{_failure_line(error)}: cannot be traced: {error}") from None
+    except Exception as error:
+        raise CStepError(
+            f"{_failure_line(error)}: the model fails on an input {list(example.shape)}: {type(error).__name__}: {error}"
+        ) from None
+    for module in model.modules():
+        if is_neuron(module) and hasattr(module, "reset"):
+            module.reset()  # type: ignore[operator]
+    return graph
+
+
+def _failure_line(error: BaseException) -> str:
+    """The innermost line of the model in an error's traceback."""
+    traceback, line = error.__traceback__, "model"
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_filename
+        if name != __file__ and not name.startswith((_TORCH, "<")):
+            line = f"{Path(name).name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return line

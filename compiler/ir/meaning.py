@@ -1,0 +1,323 @@
+"""What every op computes: one function an op, in one place.
+
+A value is a torch tensor: [T, *shape] for a train, [*shape] for a tensor; reals in the dtype of the run, integers
+as int64. Real ops call the same torch functions, in the same shapes and memory order, as the model that was traced,
+so that an imported module equals the eager model bit for bit. Integer matrix products run in float32 where the
+bounds in the types prove them below 2^24, in float64 below 2^53; both are exact there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from compiler.ir import spike
+from compiler.ir.network import Network
+from compiler.ir.spelling import HouseOperation
+from compiler.ir.types import Element, shaped
+from isa.errors import CStepError
+
+Weights = Callable[[str], Tensor]
+Meaning = Callable[..., Tensor]
+MEANINGS: dict[type[HouseOperation], Meaning] = {}
+
+INT16 = (-(1 << 15), (1 << 15) - 1)
+EXACT_FLOAT32 = 1 << 24
+
+
+def meaning(op: type[HouseOperation]) -> Callable[[Meaning], Meaning]:
+    """Register the function that says what `op` computes: f(op, weights, *operands)."""
+
+    def register(function: Meaning) -> Meaning:
+        MEANINGS[op] = function
+        return function
+
+    return register
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not x.dtype.is_floating_point
+
+
+def _exactly(op: spike.SpikeOperation, product: Callable[..., Tensor], *factors: Tensor) -> Tensor:
+    """An integer matrix product in floating point that holds every partial sum exactly."""
+    element = op.result_type.element
+    magnitude = max(abs(bound) for bound in element.bounds)
+    dtype = torch.float32 if magnitude < EXACT_FLOAT32 else torch.float64
+    return product(*(factor.to(dtype) for factor in factors)).to(torch.int64)
+
+
+@meaning(spike.Repeat)
+def repeat(op: spike.Repeat, weights: Weights, x: Tensor) -> Tensor:
+    """x at every timestep."""
+    steps = op.result_type.steps
+    assert steps is not None
+    return x.unsqueeze(0).repeat(steps, *[1] * x.dim())
+
+
+@meaning(spike.QuantiseImage)
+def quantise_image(op: spike.QuantiseImage, weights: Weights, x: Tensor) -> Tensor:
+    """clip(rint(x / scale), -127, 127), in float64."""
+    return torch.round(x.to(torch.float64) / op.get("scale")).clamp(-127, 127).to(torch.int64)
+
+
+@meaning(spike.Conv)
+def conv(op: spike.Conv, weights: Weights, x: Tensor) -> Tensor:
+    """HxWxC convolved with weight [out, in / groups, kernel, kernel], plus bias."""
+    weight, bias = weights(_symbol(op, "weight")), _bias(op, weights)
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    images = images.permute(0, 3, 1, 2)
+    stride, padding, groups = op.get("stride"), op.get("padding"), op.get("groups")
+    if _is_integer(x):
+        out = _exactly(op, lambda a, w: functional.conv2d(a, w, None, stride, padding, 1, groups), images, weight)
+    else:
+        out = functional.conv2d(images, weight, bias, stride, padding, 1, groups)
+    out = out.permute(0, 2, 3, 1)
+    return out if x.dim() == 4 else out[0]
+
+
+@meaning(spike.Linear)
+def linear(op: spike.Linear, weights: Weights, x: Tensor) -> Tensor:
+    """x weightT + bias over the last dimension."""
+    weight, bias = weights(_symbol(op, "weight")), _bias(op, weights)
+    if _is_integer(x):
+        out = _exactly(op, lambda a, w: a @ w.T, x, weight)
+        return out if bias is None else out + bias
+    if x.dim() == 1:  # one row, as the eager model's batch of one
+        return functional.linear(x.unsqueeze(0), weight, bias)[0]
+    return functional.linear(x, weight, bias)
+
+
+@meaning(spike.BatchNorm)
+def batch_norm(op: spike.BatchNorm, weights: Weights, x: Tensor) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias along `axis`."""
+    rows = x if op.result_type.steps is not None else x.unsqueeze(0)
+    moved = rows.movedim(op.get("axis") + 1, 1)
+    named = (weights(_symbol(op, key)) for key in ("mean", "variance", "weight", "bias"))
+    out = functional.batch_norm(moved, *named, training=False, eps=op.get("epsilon"))
+    out = out.movedim(1, op.get("axis") + 1)
+    return out if op.result_type.steps is not None else out[0]
+
+
+@meaning(spike.Lif)
+def lif(op: spike.Lif, weights: Weights, current: Tensor) -> Tensor:
+    """h = v + (x - v) / tau; s = h >= threshold; v = 0 where s (hard) or h - threshold * s (soft)."""
+    tau, threshold = op.get("tau"), op.get("threshold")
+    v = torch.zeros_like(current[0])
+    spikes = torch.empty_like(current)
+    for step, x in enumerate(current):
+        if op.get("charge") == "lif":
+            h = v + (x - v) / tau
+        elif op.get("charge") == "lif_undecayed":
+            h = v - v / tau + x
+        else:
+            h = v + x
+        fired = h > threshold if op.get("fires") == "gt" else h >= threshold
+        spikes[step] = fired.to(x.dtype)
+        v = torch.where(fired, 0.0, h) if op.get("reset") == "hard" else h - threshold * spikes[step]
+    return spikes
+
+
+@meaning(spike.IntegerLif)
+def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor) -> Tensor:
+    """The neuron of `isa.instructions.Fire`: decay in fixed point, half up, membrane clamped to int16."""
+    threshold = weights(_symbol(op, "threshold"))
+    multiplier, divisor = op.get("multiplier"), op.get("divisor")
+    half = 1 << divisor >> 1
+    v = torch.zeros_like(current[0])
+    spikes = torch.empty_like(current)
+    for step, x in enumerate(current):
+        if op.get("charge") == "lif":
+            h = v + (((x - v) * multiplier + half) >> divisor)
+        elif op.get("charge") == "lif_undecayed":
+            h = v + x - ((v * multiplier + half) >> divisor)
+        else:
+            h = v + x
+        fired = h >= threshold
+        spikes[step] = fired
+        v = torch.where(fired, 0 if op.get("reset") == "hard" else h - threshold, h).clamp(*INT16)
+    return spikes
+
+
+@meaning(spike.Align)
+def align(op: spike.Align, weights: Weights, x: Tensor) -> Tensor:
+    """(x << shift) + bias."""
+    bias = _bias(op, weights)
+    shifted = x << op.get("shift")
+    return shifted if bias is None else shifted + bias
+
+
+@meaning(spike.Add)
+def add(op: spike.Add, weights: Weights, left: Tensor, right: Tensor) -> Tensor:
+    """left + right."""
+    return left + right
+
+
+@meaning(spike.MaxPool)
+def max_pool(op: spike.MaxPool, weights: Weights, x: Tensor) -> Tensor:
+    """Maximum over windows of HxWxC."""
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    images = images.permute(0, 3, 1, 2)
+    if _is_integer(x):
+        images = images.to(torch.float64)
+    out = functional.max_pool2d(images, op.get("kernel"), op.get("stride"), op.get("padding"))
+    out = out.permute(0, 2, 3, 1).to(x.dtype)
+    return out if x.dim() == 4 else out[0]
+
+
+@meaning(spike.Reshape)
+def reshape(op: spike.Reshape, weights: Weights, x: Tensor) -> Tensor:
+    """Row-major elements in another shape; a copy in memory order where the shape stays."""
+    sizes = op.result_type.sizes
+    if sizes == op.operand_type().sizes:
+        return x.contiguous()
+    return x.reshape(x.shape[0], *sizes) if op.result_type.steps is not None else x.reshape(sizes)
+
+
+@meaning(spike.Transpose)
+def transpose(op: spike.Transpose, weights: Weights, x: Tensor) -> Tensor:
+    """Dimensions in another order."""
+    order = op.get("order")
+    return x.permute(0, *(i + 1 for i in order)) if op.result_type.steps is not None else x.permute(order)
+
+
+@meaning(spike.Matmul)
+def matmul(op: spike.Matmul, weights: Weights, left: Tensor, right: Tensor) -> Tensor:
+    """left @ right."""
+    return _exactly(op, torch.matmul, left, right) if _is_integer(left) else left @ right
+
+
+@meaning(spike.Scale)
+def scale(op: spike.Scale, weights: Weights, x: Tensor) -> Tensor:
+    """x * factor."""
+    return x * op.get("factor")
+
+
+@meaning(spike.Attention)
+def attention(op: spike.Attention, weights: Weights, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(q kT) * scale v in each head."""
+    heads = op.get("heads")
+
+    def split(x: Tensor) -> Tensor:
+        steps, tokens, channels = x.shape
+        return x.reshape(steps, tokens, heads, channels // heads).transpose(1, 2)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = split(q) @ split(k).transpose(-1, -2)
+        return ((scores if op.get("scale") == 1.0 else scores * op.get("scale")) @ split(v)).transpose(1, 2)
+
+    out = _exactly(op, attend, q, k, v) if _is_integer(q) else attend(q, k, v)
+    return out.reshape(q.shape)
+
+
+@meaning(spike.Mean)
+def mean(op: spike.Mean, weights: Weights, x: Tensor) -> Tensor:
+    """Mean over `axis`."""
+    return x.mean(op.get("axis") + (op.result_type.steps is not None))
+
+
+@meaning(spike.Sum)
+def total(op: spike.Sum, weights: Weights, x: Tensor) -> Tensor:
+    """Sum over `axis`."""
+    return x.sum(op.get("axis") + (op.result_type.steps is not None))
+
+
+@meaning(spike.MeanTime)
+def mean_time(op: spike.MeanTime, weights: Weights, x: Tensor) -> Tensor:
+    """Mean over the timesteps."""
+    return x.mean(0)
+
+
+@meaning(spike.SumTime)
+def sum_time(op: spike.SumTime, weights: Weights, x: Tensor) -> Tensor:
+    """Sum over the timesteps."""
+    return x.sum(0)
+
+
+def _symbol(op: HouseOperation, key: str) -> str:
+    name = op.symbol(key)
+    assert name is not None, (op.name, key)
+    return name
+
+
+def _bias(op: HouseOperation, weights: Weights) -> Tensor | None:
+    name = op.symbol("bias")
+    return None if name is None else weights(name)
+
+
+@dataclass
+class Run:
+    """What a run leaves: the output, and per neuron layer (by label) its input currents and its spikes."""
+
+    output: NDArray[Any]
+    currents: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    spikes: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+
+
+class Executor:
+    """Runs a network's module on one input after another; reals in `dtype`."""
+
+    def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
+        self.network = network
+        self.dtype = dtype
+        self._tensors: dict[str, Tensor] = {}
+
+    def _weight(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            tensor = torch.from_numpy(self.network.weights[name])
+            self._tensors[name] = tensor.to(self.dtype if tensor.dtype.is_floating_point else torch.int64)
+        return self._tensors[name]
+
+    @torch.no_grad()
+    def run(self, x: NDArray[np.float32]) -> Run:
+        """Run on one image [C, H, W] or one train of events [T, C, H, W]."""
+        values: dict[Any, Tensor] = {}
+        run = Run(np.zeros(0))
+        for op in self.network.operations():
+            if isinstance(op, spike.Input):
+                values[op.results[0]] = torch.from_numpy(np.ascontiguousarray(x)).to(self.dtype)
+                continue
+            operands = [values[operand] for operand in op.operands]
+            if isinstance(op, spike.Output):
+                run.output = operands[0].numpy()
+                continue
+            function = MEANINGS.get(type(op))
+            if function is None:
+                raise CStepError(f"{op.label}: {op.name} has no meaning on values; it runs on the emulator")
+            result = function(op, self._weight, *operands)
+            assert isinstance(op, spike.SpikeOperation)
+            _check_bounds(op, result)
+            values[op.results[0]] = result
+            if isinstance(op, spike.Lif | spike.IntegerLif):
+                run.currents[op.label] = operands[0].numpy()
+                run.spikes[op.label] = result.numpy()
+        return run
+
+
+def _check_bounds(op: spike.SpikeOperation, result: Tensor) -> None:
+    """Integers must lie in the bounds that the type promises; the compiler's proofs rest on them."""
+    element: Element = shaped(op.results[0].type).element
+    if element.is_real or not result.numel():
+        return
+    low, high = element.bounds
+    least, most = int(result.min()), int(result.max())
+    if least < low or most > high:
+        raise CStepError(f"{op.label}: {op.name} gives {least}..{most}, but its type promises {low}..{high}")
+
+
+def execute(network: Network, inputs: NDArray[np.float32], dtype: torch.dtype = torch.float32) -> list[Run]:
+    """Run a network on inputs [B, ...], one at a time."""
+    executor = Executor(network, dtype)
+    return [executor.run(x) for x in inputs]
+
+
+def store_of(state: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """A state dict as a weight store."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}

@@ -83,7 +83,7 @@ def train(model: nn.Module, epochs: int, seed: int) -> float:
     steps = len(images) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=epochs * steps, pct_start=0.2)
-    reached = 0.0
+    reached, loss = 0.0, torch.zeros(())
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[news]}"))
     with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("train", total=epochs * steps, epoch=0, news="")
@@ -116,7 +116,7 @@ def save_whole(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -
 
 def main(
     output: Annotated[Path, typer.Option(help="The checkpoint to write.")] = Path("spikformer-digits.safetensors"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,442 training images.")] = 40,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,442 training images.")] = 24,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the order and the shifts.")] = 0,
 ) -> None:
     """Train a small Spikformer on handwritten digits and write it as a checkpoint."""

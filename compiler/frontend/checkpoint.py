@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> Checkpoint:
             state = fields[container]
             metadata = script_arguments(fields.values())
     if not isinstance(state, Mapping):
-        raise CStepError(f"{path}: holds a {type(state).__name__}, not a state_dict; save model.state_dict()")
+        raise CStepError(f"{path}: holds {type(state).__name__}, expected a state_dict; save model.state_dict()")
     return Checkpoint(unwrap(path, cast("Mapping[object, object]", state)), metadata)
 
 
@@ -156,7 +156,8 @@ def unwrap(path: Path, state: Mapping[Any, object]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CStepError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; save model.state_dict()")
+            kinds = f"{type(key).__name__}: {type(value).__name__}"
+            raise CStepError(f"{path}: {key!r} is {kinds}, expected name: Tensor; save model.state_dict()")
         tensors[key] = value
     if not tensors:
         raise CStepError(f"{path}: holds no tensor; save model.state_dict()")

@@ -42,8 +42,9 @@ class LIF(nn.Module):
         v = v_reset where s                        hard reset
         v = h - v_threshold * s                    soft reset, v_reset = None
 
-    Every call starts from a membrane at rest (v_reset, or 0), so one call is one input: nothing leaks from batch to batch. The final
-    membrane stays readable as `v`. The reset is kept out of the gradient, as in the published training code.
+    Every call starts from a membrane at rest (v_reset, or 0), so one call is one input: nothing leaks from batch to
+    batch. The final membrane stays readable as `v`. The reset is kept out of the gradient, as in the published
+    training code.
 
     Raises CStepError for tau < 1, which would make the membrane overshoot its input.
     """

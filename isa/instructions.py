@@ -183,14 +183,14 @@ class Window(Instruction):
 
     def check(self) -> None:
         """Every window begins inside the input or its padding, so it touches at least one input pixel."""
-        for rows, top in (("rows", "top"), ("columns", "left")):
-            outputs, inputs, kernel = (getattr(self, f"{kind}{rows}") for kind in ("", "input_", "kernel_"))
-            padding = getattr(self, top)
+        for side, edge in (("rows", "top"), ("columns", "left")):
+            outputs, inputs, kernel = (getattr(self, prefix + side) for prefix in ("", "input_", "kernel_"))
+            padding = getattr(self, edge)
             if padding >= kernel:
-                raise CStepError(f"{self.mnemonic}: {top}={padding} must be less than kernel_{rows}={kernel}")
-            if (outputs - 1) * self.stride - padding >= inputs:
-                most = (inputs + padding - 1) // self.stride + 1
-                raise CStepError(f"{self.mnemonic}: {rows}={outputs} look past input_{rows}={inputs}; at most {most} fit")
+                raise CStepError(f"{self.mnemonic}: {edge}={padding} must be less than kernel_{side}={kernel}")
+            most = (inputs + padding - 1) // self.stride + 1
+            if outputs > most:
+                raise CStepError(f"{self.mnemonic}: {side}={outputs} look past input_{side}={inputs}; {most} fit")
 
     def input_extent(self, pixel_bytes: int) -> Strided:
         pixels = self.input_rows * self.input_columns

@@ -15,7 +15,6 @@ from isa.errors import CStepError
 PRESETS = Path(__file__).parent / "machines"
 
 
-
 class Number(BaseModel):
     """A number and where it comes from."""
 

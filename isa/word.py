@@ -237,7 +237,7 @@ def range_error(instruction: type[Instruction], name: str, value: int) -> str | 
     top = (1 << spec.bits) - 1
     lowest = spec.lowest if isinstance(spec, Count) else 0
     if lowest <= value <= top:
-        if isinstance(spec, Choice) and value not in spec.of._value2member_map_:
+        if isinstance(spec, Choice) and all(value != member for member in spec.of):
             choices = ", ".join(f"{int(member)} ({member.name.lower()})" for member in spec.of)
             return f"{name}={value} is none of {choices}"
         if isinstance(spec, Address) and value % spec.align:

@@ -1,0 +1,249 @@
+"""What a program must satisfy before anything runs.
+
+Ranges, sizes and addresses; every token has its counterpart and cannot deadlock; conflicting accesses are ordered;
+nothing is read that nothing wrote; weights and inputs are never overwritten; the output is written. A program that
+passes runs to its end on its machine, whatever the input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from isa.errors import CStepError
+from isa.footprint import Written, is_too_dense, overlaps_itself, simplified
+from isa.instructions import Copy, End, Fire, Layer, Multiply
+from isa.machine import Machine
+from isa.ordering import check_order, place, span
+from isa.word import Access, Instruction, Region, Traffic, encode
+
+if TYPE_CHECKING:
+    from isa.program import Header, Program
+
+MOST_DRAM_BYTES = 1 << 30
+MOST_CODE_WORDS = 1 << 20
+LOGIT_BYTES = 4
+
+
+def verify(program: Program) -> None:
+    """Raises CStepError, one line, at the first thing that a program must not do."""
+    header = program.header
+    check_header(header, len(program.memory))
+    _check_structure(program.code, len(header.layers))
+    accesses = _check_words(program.code, region_sizes(header))
+    _check_source_map(program)
+    check_order(program.code)
+    _check_contents(program, accesses)
+
+
+def region_sizes(header: Header) -> dict[Region, int]:
+    """Bytes of each region."""
+    machine = header.machine
+    return {
+        Region.DRAM: header.dram_bytes,
+        Region.WEIGHT: machine.weight_buffer_bytes,
+        Region.SPIKE: machine.spike_buffer_bytes,
+        Region.OUTPUT: machine.output_buffer_bytes,
+        Region.CONSTANT: machine.constant_buffer_bytes,
+    }
+
+
+def input_bytes(header: Header) -> int:
+    return header.input.steps * math.prod(header.input.shape)
+
+
+def check_header(header: Header, memory_bytes: int) -> None:
+    """The header's numbers make sense, and its areas lie apart in DRAM."""
+    steps = {"image": 1, "events": header.timesteps}[header.input.kind]
+    _require(header.timesteps >= 1, f"timesteps={header.timesteps} must be at least 1")
+    _require(
+        header.input.steps == steps, f"input steps={header.input.steps}; {header.input.kind} input has {steps} here"
+    )
+    _require(min(header.input.shape) >= 1, f"input shape {header.input.shape} must be positive")
+    _require(header.output.classes >= 1, f"output classes={header.output.classes} must be at least 1")
+    for what, scale in (("input", header.input.scale), ("output", header.output.scale)):
+        _require(math.isfinite(scale) and scale > 0, f"{what} scale={scale} must be a positive number")
+    _require(
+        len(header.input.mean) == len(header.input.std) and all(map(math.isfinite, header.input.mean)),
+        "input mean and std must be as many finite numbers",
+    )
+    _require(all(math.isfinite(std) and std > 0 for std in header.input.std), "input std must be positive numbers")
+    _require(0 < header.dram_bytes <= MOST_DRAM_BYTES, f"dram_bytes={header.dram_bytes} not in 1..{MOST_DRAM_BYTES}")
+    _check_areas(header, memory_bytes)
+
+
+def _check_areas(header: Header, memory_bytes: int) -> None:
+    areas = sorted(
+        [
+            (0, memory_bytes, "the memory image"),
+            (header.input.address, input_bytes(header), "the input"),
+            (header.output.address, header.output.classes * LOGIT_BYTES, "the output"),
+        ]
+    )
+    _require(areas[0][0] >= 0, f"{areas[0][2]} begins at DRAM[{areas[0][0]}]; addresses begin at 0")
+    for (start, size, what), (other, _, neighbour) in zip(areas, areas[1:], strict=False):
+        _require(start + size <= other, f"{what} DRAM[{start}..{start + size - 1}] overlaps {neighbour} at {other}")
+    for start, size, what in areas:
+        _require(
+            start + size <= header.dram_bytes,
+            f"{what} DRAM[{start}..{start + size - 1}] passes dram_bytes={header.dram_bytes}",
+        )
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise CStepError(f"header: {otherwise}")
+
+
+def _check_structure(code: tuple[Instruction, ...], layers: int) -> None:
+    """One End, the last; a layer mark first, so that all work is counted for some layer; marks in the table."""
+    if not code or not isinstance(code[-1], End):
+        raise CStepError(f"code: {len(code)} words and the last is no end; a program ends with one")
+    if len(code) > MOST_CODE_WORDS:
+        raise CStepError(f"code: {len(code)} words; at most {MOST_CODE_WORDS} are allowed")
+    if len(code) > 1 and not isinstance(code[0], Layer):
+        raise CStepError(f"{place(0, code[0])} comes before the first layer mark; a program begins with one")
+    for index, instruction in enumerate(code):
+        if isinstance(instruction, End) and index != len(code) - 1:
+            raise CStepError(f"{place(index, instruction)} only the last word ({len(code) - 1}) may be an end")
+        if isinstance(instruction, Layer) and instruction.index >= layers:
+            raise CStepError(
+                f"{place(index, instruction)} index={instruction.index}; the layer table has 0..{layers - 1}"
+            )
+
+
+def _check_words(code: tuple[Instruction, ...], sizes: dict[Region, int]) -> list[tuple[Access, ...]]:
+    """Every field fits and every footprint lies inside its region; returns the footprints."""
+    result: list[tuple[Access, ...]] = []
+    for index, instruction in enumerate(code):
+        try:
+            encode(instruction)
+        except CStepError as error:
+            raise CStepError(f"code word {index}: {error}") from None
+        accesses = tuple(instruction.accesses())
+        for access in accesses:
+            size = sizes[access.region]
+            if access.stop > size:
+                raise CStepError(
+                    f"{place(index, instruction)} {_verb(access)} {access.field} {span(access)}; "
+                    f"the region ends at {size - 1}"
+                )
+            if access.writes and overlaps_itself(access.shape):
+                raise CStepError(
+                    f"{place(index, instruction)} the runs it writes to {access.field} {span(access)} overlap; "
+                    "each stride must be at least what lies inside it"
+                )
+        result.append(accesses)
+    return result
+
+
+def _verb(access: Access) -> str:
+    return "writes" if access.writes else "reads"
+
+
+def _check_source_map(program: Program) -> None:
+    """One row for each Fire, in order, and its neurons inside the layer's."""
+    code, header = program.code, program.header
+    rows: list[list[int]] = program.source_map.tolist()
+    fires = [index for index, instruction in enumerate(code) if isinstance(instruction, Fire)]
+    if [row[0] for row in rows] != fires:
+        raise CStepError(f"source map: its {len(rows)} rows must name the {len(fires)} fire words in order")
+    for number, (index, layer, step, row, column, channel) in enumerate(rows):
+        where, fire = f"source map row {number}", code[index]
+        assert isinstance(fire, Fire)
+        if not 0 <= layer < len(header.layers):
+            raise CStepError(f"{where}: layer {layer}; the layer table has 0..{len(header.layers) - 1}")
+        neurons = header.layers[layer].neurons
+        if neurons is None:
+            raise CStepError(f"{where}: layer {layer} ({header.layers[layer].name}) has no neurons to fire")
+        height, width, channels = neurons
+        inside = min(step, channel) >= 0 and 0 <= row < height and 0 <= column < width
+        fits = (
+            step + fire.steps <= header.timesteps
+            and row * width + column + fire.pixels <= height * width
+            and channel + fire.outputs <= channels
+        )
+        if not (inside and fits):
+            raise CStepError(
+                f"{where}: {fire.steps} steps x {fire.pixels} pixels x {fire.outputs} channels from step {step}, row "
+                f"{row}, column {column}, channel {channel} pass the layer's {header.timesteps} steps x {height} x "
+                f"{width} x {channels}"
+            )
+
+
+class _Contents:
+    """What every region holds while the code is followed in program order."""
+
+    def __init__(self, header: Header, memory_bytes: int) -> None:
+        self.written = {region: Written(size) for region, size in region_sizes(header).items()}
+        self.spike_words = Written(header.machine.spike_buffer_bytes)
+        """Bytes of the spike buffer that hold spikes: with a word mask bit, not images or events."""
+        self.protected = (
+            (0, memory_bytes, "the memory image"),
+            (header.input.address, header.input.address + input_bytes(header), "the input"),
+        )
+        for start, stop, _ in self.protected:
+            self.written[Region.DRAM].bytes[start:stop] = True
+
+    def follow(self, index: int, instruction: Instruction, accesses: tuple[Access, ...], machine: Machine) -> None:
+        spikes = _moves_spikes(instruction)
+        for access in accesses:
+            if access.region == Region.SPIKE and spikes and access.stop > 2 * machine.spike_words:
+                raise CStepError(
+                    f"{place(index, instruction)} {_verb(access)} {access.field} {span(access)}; the word mask buffer "
+                    f"covers {machine.spike_words} words, SPIKE[0..{2 * machine.spike_words - 1}]"
+                )
+            if access.reads:
+                self._read(index, instruction, access, spikes)
+        for access in accesses:
+            if access.writes:
+                self._write(index, instruction, access, spikes)
+
+    def _read(self, index: int, instruction: Instruction, access: Access, spikes: bool) -> None:
+        shape = simplified(access.shape)
+        if is_too_dense(shape):
+            raise CStepError(f"{place(index, instruction)} {access.field} {span(access)}: its runs overlap too often")
+        missing = self.written[access.region].missing(access.start, shape)
+        if missing:
+            raise CStepError(
+                f"{place(index, instruction)} reads {access.field} {span(access)}, but no word before it wrote "
+                f"{missing[0]}..{missing[1]}"
+            )
+        if access.region == Region.SPIKE and spikes:
+            missing = self.spike_words.missing(access.start, shape)
+            if missing:
+                raise CStepError(
+                    f"{place(index, instruction)} reads {access.field} {span(access)}, but {missing[0]}..{missing[1]} "
+                    "has no word mask: it was not written as spikes"
+                )
+
+    def _write(self, index: int, instruction: Instruction, access: Access, spikes: bool) -> None:
+        if access.region == Region.DRAM:
+            for start, stop, what in self.protected:
+                if access.start < stop and start < access.stop:
+                    raise CStepError(
+                        f"{place(index, instruction)} writes {access.field} {span(access)} into {what} "
+                        f"DRAM[{start}..{stop - 1}]; nothing may"
+                    )
+        shape = simplified(access.shape)
+        self.written[access.region].set(access.start, shape)
+        if access.region == Region.SPIKE:
+            self.spike_words.set(access.start, shape, spikes)
+
+
+def _moves_spikes(instruction: Instruction) -> bool:
+    """Whether what an instruction does in the spike buffer are spikes, not bytes of an image or of events."""
+    if isinstance(instruction, Copy):
+        return instruction.traffic == Traffic.SPIKE
+    return not isinstance(instruction, Multiply)
+
+
+def _check_contents(program: Program, accesses: list[tuple[Access, ...]]) -> None:
+    header = program.header
+    contents = _Contents(header, len(program.memory))
+    for index, (instruction, touched) in enumerate(zip(program.code, accesses, strict=True)):
+        contents.follow(index, instruction, touched, header.machine)
+    start = header.output.address
+    stop = start + header.output.classes * LOGIT_BYTES
+    if not contents.written[Region.DRAM].bytes[start:stop].all():
+        raise CStepError(f"code: no word wrote all of the output, DRAM[{start}..{stop - 1}]")

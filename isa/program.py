@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from isa import container
+from isa.errors import CStepError
+from isa.files import write_whole
 from isa.instructions import Instruction
-from isa.machine import Machine
+from isa.machine import Machine, load_machine
+from isa.verify import verify
+from isa.word import WORD_BYTES, decode, encode
 
 SCHEMA = "cstep-program/1"
 
@@ -98,5 +107,115 @@ class Program:
     memory: NDArray[np.uint8]
     source_map: NDArray[np.int32]
     """int32 [n, 6], columns as in SOURCE_MAP_COLUMNS; tiles are row-major runs of pixels with full channel tiles."""
-    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
     """What an interpreter derives from the code once (never saved)."""
+
+
+def save(program: Program, path: str | Path) -> None:
+    """Writes a verified program file, whole or not at all. Raises CStepError for a bad program or a failed write."""
+    try:
+        data = program_bytes(program)
+    except CStepError as error:
+        raise CStepError(f"{path}: {error}") from None
+    write_whole(Path(path), data)
+
+
+def load(path: str | Path, machine_name: str | None = None) -> Program:
+    """The program of a file, verified, and made for the machine asked for where one is.
+
+    Raises CStepError, one line that begins with the path, for a file that `save` would not have written.
+    """
+    data = container.read_whole(Path(path))
+    try:
+        program = program_of(data)
+        if machine_name is not None:
+            _require_machine(program.header.machine, load_machine(machine_name))
+    except CStepError as error:
+        raise CStepError(f"{path}: {error}") from None
+    return program
+
+
+def program_bytes(program: Program) -> bytes:
+    """The one canonical file of a program; verifies it first."""
+    _require_parts(program.memory, program.source_map)
+    verify(program)
+    tensors = {
+        "code": np.frombuffer(b"".join(map(encode, program.code)), np.uint8).reshape(-1, WORD_BYTES),
+        "memory": program.memory,
+        "source_map": program.source_map,
+    }
+    header = canonical_json(program.header)
+    return container.pack(tensors, {"header": header, "digest": _digest(header, tensors)})
+
+
+def program_of(data: bytes) -> Program:
+    """The program of a file's bytes; refuses whatever `program_bytes` would not give back byte for byte."""
+    tensors, metadata = container.unpack(data, ("code", "memory", "source_map"), ("header", "digest"))
+    _require_tensor(tensors["code"], "code", np.uint8, WORD_BYTES)
+    _require_parts(tensors["memory"], tensors["source_map"])
+    if metadata["digest"] != _digest(metadata["header"], tensors):
+        raise CStepError("the digest does not match: the file was changed or damaged; write it again")
+    if container.pack(tensors, metadata) != data:
+        raise CStepError("not canonical: the file holds the right parts, but not as `cstep compile` writes them")
+    header = _header_of(metadata["header"])
+    words = tensors["code"].tobytes()
+    code = tuple(
+        decode(words[start : start + WORD_BYTES], f"code word {start // WORD_BYTES}")
+        for start in range(0, len(words), WORD_BYTES)
+    )
+    program = Program(header, code, tensors["memory"], tensors["source_map"])
+    verify(program)
+    return program
+
+
+def canonical_json(header: Header) -> str:
+    """The one spelling of a header: sorted keys, no spaces, ASCII."""
+    return json.dumps(header.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def _header_of(text: str) -> Header:
+    values = container.strict_json(text, "header")
+    schema = values.get("schema_version")
+    if schema != SCHEMA:
+        raise CStepError(f"header: schema {schema!r} is unknown; this version reads {SCHEMA}")
+    try:
+        header = Header.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CStepError(f"header: {where}: {first['msg']}") from None
+    if canonical_json(header) != text:
+        raise CStepError("header: not canonical; keys must be sorted, numbers in their shortest form, nothing left out")
+    return header
+
+
+def _digest(header: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 over the header's JSON and every tensor, in hexadecimal."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _require_parts(memory: NDArray[Any], source_map: NDArray[Any]) -> None:
+    _require_tensor(memory, "memory", np.uint8, None)
+    _require_tensor(source_map, "source_map", np.int32, len(SOURCE_MAP_COLUMNS))
+
+
+def _require_tensor(tensor: NDArray[Any], name: str, dtype: type[np.generic], columns: int | None) -> None:
+    right = tensor.dtype == dtype and (tensor.ndim == 1 if columns is None else tensor.shape[1:] == (columns,))
+    if not right:
+        wanted = f"{np.dtype(dtype)} [{'n' if columns is None else f'n, {columns}'}]"
+        raise CStepError(f"tensor {name} is {tensor.dtype} {list(tensor.shape)}; it must be {wanted}")
+
+
+def _require_machine(has: Machine, asked: Machine) -> None:
+    """The sizes count, not the names or sources."""
+    for key, value in asked.model_dump(exclude={"name", "description", "sources"}).items():
+        if getattr(has, key) != value:
+            raise CStepError(
+                f"compiled for machine {has.name}, not {asked.name}: {key} is {getattr(has, key)}, there {value}; "
+                f"compile it for {asked.name}"
+            )

@@ -1,0 +1,175 @@
+"""A small program made by hand, and instructions drawn at random, for tests that need some."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from isa.errors import CStepError
+from isa.hazards import with_tokens
+from isa.instructions import Accumulate, Classify, End, Fire, Layer, Load, Multiply, Store, Sum
+from isa.machine import load_machine
+from isa.program import Header, Input, LayerInfo, Output, Program, Provenance
+from isa.word import Address, Charge, Choice, Count, Instruction, Region, Spec, Traffic, encode
+
+STEPS, SIDE, COLORS, CHANNELS, CLASSES = 2, 4, 2, 8, 3
+PIXELS = SIDE * SIDE
+STEM, LINEAR, HEAD = 9 * COLORS * CHANNELS, CHANNELS * CHANNELS, CHANNELS * CLASSES
+CONSTANTS = 8 * CHANNELS
+AT = {"stem": 0, "linear": STEM, "head": STEM + LINEAR}
+CONSTANTS_AT = STEM + LINEAR + HEAD
+MEMORY = CONSTANTS_AT + 2 * CONSTANTS + 4 * CLASSES
+INPUT_AT = 512
+OUTPUT_AT = 576
+ROOM_AT = 640
+ACCUMULATORS = STEPS * PIXELS * CHANNELS * 4
+SPIKES = STEPS * PIXELS * 2
+FIRST, SECOND = 1024, 2048
+"""Where the spikes of the two neuron layers lie in the spike buffer."""
+
+
+def small_memory() -> NDArray[np.uint8]:
+    """int8 weights of the three layers, then bias and threshold of both neuron layers, then the head's bias."""
+    random = np.random.default_rng(1)
+    weights = random.integers(-127, 128, STEM + LINEAR + HEAD, np.int8)
+    neurons = [
+        np.concatenate([random.integers(-50, 50, CHANNELS), random.integers(100, 400, CHANNELS)]) for _ in range(2)
+    ]
+    constants = np.concatenate([*neurons, random.integers(-50, 50, CLASSES)]).astype("<i4")
+    return np.concatenate([weights.view(np.uint8), constants.view(np.uint8)])
+
+
+def small_code() -> tuple[Instruction, ...]:
+    """Stem convolution from the image, a linear layer with residual, sum and classify; with its tokens."""
+    return with_tokens(
+        (
+            Layer(index=0),
+            load(Region.WEIGHT, Traffic.WEIGHT, 0, 0, CONSTANTS_AT),
+            load(Region.CONSTANT, Traffic.CONSTANT, CONSTANTS_AT, 0, MEMORY - CONSTANTS_AT),
+            load(Region.SPIKE, Traffic.IMAGE, INPUT_AT, 0, PIXELS * COLORS),
+            Multiply(
+                **window(3, 1, COLORS, COLORS, 0), values=0, weights=0, accumulators=0, outputs=CHANNELS, fresh=1
+            ),
+            fire(FIRST, 0, ACCUMULATORS),
+            Store(
+                **copy(Region.SPIKE, Traffic.SPIKE, SPIKES), source=FIRST, target=ROOM_AT
+            ),
+            Layer(index=1),
+            load(Region.SPIKE, Traffic.SPIKE, ROOM_AT, FIRST, SPIKES),
+            Accumulate(
+                **window(1, 0, CHANNELS, 2, PIXELS * 2),
+                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, share=1,
+            ),
+            fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST),
+            Layer(index=2),
+            *(head_sum(plane) for plane in range(2)),
+            Classify(
+                features=8192, weights=AT["head"], constants=2 * CONSTANTS, logits=8448, inputs=CHANNELS,
+                outputs=CLASSES, fresh=1,
+            ),
+            Store(**copy(Region.OUTPUT, Traffic.OUTPUT, 4 * CLASSES), source=8448, target=OUTPUT_AT),
+            End(),
+        )
+    )  # fmt: skip
+
+
+def copy(region: Region, traffic: Traffic, size: int) -> dict[str, int]:
+    """The fields of one contiguous run."""
+    return {
+        "region": region, "traffic": traffic, "blocks": 1, "rows": 1, "bytes": size, "dram_block_stride": 0,
+        "dram_row_stride": 0, "buffer_block_stride": 0, "buffer_row_stride": 0,
+    }  # fmt: skip
+
+
+def load(region: Region, traffic: Traffic, source: int, target: int, size: int) -> Load:
+    return Load(**copy(region, traffic, size), source=source, target=target)
+
+
+def window(kernel: int, padding: int, inputs: int, pixel_stride: int, step_stride: int) -> dict[str, int]:
+    """The fields of a square window that keeps the image's size."""
+    return {
+        "steps": STEPS, "rows": SIDE, "columns": SIDE, "input_rows": SIDE, "input_columns": SIDE,
+        "kernel_rows": kernel, "kernel_columns": kernel, "stride": 1, "top": padding, "left": padding,
+        "inputs": inputs, "pixel_stride": pixel_stride, "step_stride": step_stride,
+    }  # fmt: skip
+
+
+def fire(result: int, constants: int, membranes: int, residual: int = 0) -> Fire:
+    """Neurons of a layer of the small program; with a residual, two planes come out."""
+    return Fire(
+        accumulators=0, constants=constants, membranes=membranes, residual=residual, result=result,
+        residual_planes=1 if residual else 0, planes=2 if residual else 1, steps=STEPS, pixels=PIXELS,
+        outputs=CHANNELS, shift=0, charge=Charge.LIF, multiplier=1, divisor=1, start=1, soft=0,
+        plane_stride=SPIKES, step_stride=PIXELS * 2, pixel_stride=2,
+    )  # fmt: skip
+
+
+def head_sum(plane: int) -> Sum:
+    return Sum(
+        spikes=SECOND + plane * SPIKES, features=8192, steps=STEPS, tokens=PIXELS, inputs=CHANNELS, pixel_stride=2,
+        step_stride=PIXELS * 2, plane=plane, fresh=1 - plane,
+    )  # fmt: skip
+
+
+def small_header(machine: str = "c-step") -> Header:
+    neurons = (SIDE, SIDE, CHANNELS)
+    return Header(
+        machine=load_machine(machine),
+        timesteps=STEPS,
+        dram_bytes=ROOM_AT + SPIKES,
+        input=Input(
+            kind="image", shape=(COLORS, SIDE, SIDE), steps=1, address=INPUT_AT, scale=0.02, mean=(0.5, 0.4),
+            std=(0.2, 0.3),
+        ),
+        output=Output(address=OUTPUT_AT, classes=CLASSES, scale=0.25),
+        layers=(
+            LayerInfo(name="stem", operation="conv", source="small.py:12", binary=False, neurons=neurons),
+            LayerInfo(name="block.0.fc", operation="linear", source="small.py:19", binary=True, neurons=neurons),
+            LayerInfo(name="head", operation="head", source="small.py:31", binary=False, neurons=None),
+        ),
+        provenance=Provenance(
+            model="small", checkpoint="by hand", calibration="none", pipeline="none", schedule="by hand", version="1"
+        ),
+    )  # fmt: skip
+
+
+def source_map(code: tuple[Instruction, ...]) -> NDArray[np.int32]:
+    """Each fire of the small program is all neurons of its layer."""
+    fires = [index for index, instruction in enumerate(code) if isinstance(instruction, Fire)]
+    rows = [(index, layer, 0, 0, 0, 0) for layer, index in enumerate(fires)]
+    return np.array(rows, np.int32).reshape(-1, 6)
+
+
+def small_program(machine: str = "c-step") -> Program:
+    """A valid program of three layers for 2-step 4x4 images of two colors."""
+    code = small_code()
+    return Program(small_header(machine), code, small_memory(), source_map(code))
+
+
+def _field(name: str, spec: Spec) -> st.SearchStrategy[int]:
+    """Any value of a field; addresses and strides at multiples of 4, as most of them must be."""
+    top = (1 << spec.bits) - 1
+    if isinstance(spec, Choice):
+        return st.sampled_from([int(member) for member in spec.of])
+    lowest = spec.lowest if isinstance(spec, Count) else 0
+    if isinstance(spec, Address) or name.endswith("stride") or name == "bytes":
+        return st.integers(-(-lowest // 4), top // 4).map(lambda quarter: quarter * 4)
+    return st.integers(lowest, top) | st.sampled_from([lowest, top])
+
+
+def is_encodable(instruction: Instruction) -> bool:
+    try:
+        encode(instruction)
+    except CStepError:
+        return False
+    return True
+
+
+def instructions(kind: type[Instruction]) -> st.SearchStrategy[Instruction]:
+    """Any encodable instruction of a class."""
+    fields = {name: _field(name, spec) for name, spec in kind.layout}
+    masks = {"wait": st.integers(0, 31), "post": st.integers(0, 31)}
+    if "region" in fields:
+        fields["region"] = st.sampled_from([int(region) for region in Region if region != Region.DRAM])
+    return st.builds(kind, **fields, **masks).filter(is_encodable)

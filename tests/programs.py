@@ -6,12 +6,11 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from isa.errors import CStepError
 from isa.hazards import with_tokens
 from isa.instructions import Accumulate, Classify, End, Fire, Layer, Load, Multiply, Store, Sum
 from isa.machine import load_machine
 from isa.program import Header, Input, LayerInfo, Output, Program, Provenance
-from isa.word import Address, Charge, Choice, Count, Instruction, Region, Spec, Traffic, encode
+from isa.word import Address, Charge, Choice, Count, Instruction, Region, Spec, Traffic
 
 STEPS, SIDE, COLORS, CHANNELS, CLASSES = 2, 4, 2, 8, 3
 PIXELS = SIDE * SIDE
@@ -158,18 +157,25 @@ def _field(name: str, spec: Spec) -> st.SearchStrategy[int]:
     return st.integers(lowest, top) | st.sampled_from([lowest, top])
 
 
-def is_encodable(instruction: Instruction) -> bool:
-    try:
-        encode(instruction)
-    except CStepError:
-        return False
-    return True
+def _fitting(fields: dict[str, int]) -> dict[str, int]:
+    """The same fields where they do not contradict each other."""
+    result = dict(fields)
+    for side, edge in (("rows", "top"), ("columns", "left")):
+        if f"kernel_{side}" in fields:
+            result[edge] %= fields[f"kernel_{side}"]
+            most = (fields[f"input_{side}"] + result[edge] - 1) // fields["stride"] + 1
+            result[side] = 1 + (fields[side] - 1) % most
+    if "planes" in fields:
+        result["planes"] = max(value for name, value in fields.items() if name.endswith("planes"))
+    if fields.get("traffic") == Traffic.SPIKE:
+        result["region"] = Region.SPIKE
+    elif fields.get("region") == Region.DRAM:
+        result["region"] = Region.WEIGHT
+    return result
 
 
 def instructions(kind: type[Instruction]) -> st.SearchStrategy[Instruction]:
     """Any encodable instruction of a class."""
     fields = {name: _field(name, spec) for name, spec in kind.layout}
     masks = {"wait": st.integers(0, 31), "post": st.integers(0, 31)}
-    if "region" in fields:
-        fields["region"] = st.sampled_from([int(region) for region in Region if region != Region.DRAM])
-    return st.builds(kind, **fields, **masks).filter(is_encodable)
+    return st.fixed_dictionaries(fields | masks).map(_fitting).map(lambda values: kind(**values))

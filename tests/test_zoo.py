@@ -113,6 +113,41 @@ def test_the_digits_example_is_as_accurate_as_it_says() -> None:
     assert top1(model, entry, "digits", 355) == pytest.approx(stated, abs=0.003)
 
 
+# The first two test images' logits, computed with the published cifar10/model.py and SpikingJelly 2.0's neurons. An
+# accuracy hardly notices a doubled residual; these move by 0.1 to 0.6. The tolerance is for a spike that tips over where
+# torch adds in another order.
+PUBLISHED_LOGITS = {
+    "cifar": (
+        (-1.8604, -0.1054, -1.6080, -1.2611, -1.2395, -1.5961, -2.0961, -1.2137, -2.1669, 3.4451),
+        (-2.0987, -2.3412, -1.8662, 0.9972, -0.6414, 0.8475, -0.8820, 0.4909, -2.5460, -1.4619),
+    ),
+    "digits": (
+        (-1.3118, -1.5260, -1.5383, -1.6251, -1.4831, 3.0683, -1.3658, -0.9904, -1.4235, -1.1716),
+        (3.3402, -1.3804, -1.7209, -1.3145, -1.5698, -1.2119, -1.2332, -1.1010, -1.2403, -1.4165),
+    ),
+}
+
+
+def first_logits(model: torch.nn.Module, entry: Entry, source: str) -> Tensor:
+    dataset = load_dataset(source, split="test", shape=entry.input, mean=entry.mean, std=entry.std)
+    with torch.no_grad():
+        return model(torch.from_numpy(dataset.batch(0, 2)))
+
+
+@pytest.mark.skipif(not CIFAR_CHECKPOINT.exists(), reason="no shared CIFAR-10 checkpoint beside the repository")
+@pytest.mark.skipif(not CIFAR_IMAGES.exists(), reason="no shared CIFAR-10 images beside the repository")
+def test_cifar_logits_are_those_of_the_published_code() -> None:
+    model, entry, _ = trained(CIFAR_CHECKPOINT, "spikformer-2-64")
+    logits = first_logits(model, entry, str(CIFAR_IMAGES))
+    torch.testing.assert_close(logits, torch.tensor(PUBLISHED_LOGITS["cifar"]), rtol=0, atol=0.02)
+
+
+def test_digits_logits_are_those_of_the_published_code() -> None:
+    model, entry, _ = trained(DIGITS_CHECKPOINT, "spikformer-2-96")
+    logits = first_logits(model, entry, "digits")
+    torch.testing.assert_close(logits, torch.tensor(PUBLISHED_LOGITS["digits"]), rtol=0, atol=0.02)
+
+
 def test_one_image_does_not_depend_on_its_batch() -> None:
     model, _ = build("spikformer-1-32", None, {"img_size_h": "8", "img_size_w": "8", "T": "2"})
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -130,7 +165,13 @@ def test_published_defaults() -> None:
     assert (entry.mean, entry.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(9.33e6, rel=1e-3)
     attention = model.block[0].get_submodule("attn")
-    assert attention.num_heads == 12
+    assert (attention.num_heads, attention.scale) == (12, 0.125)
+    neurons = {name: module for name, module in model.named_modules() if isinstance(module, LIF)}
+    assert {(neuron.tau, neuron.v_reset) for neuron in neurons.values()} == {(2.0, 0.0)}
+    assert {name for name, neuron in neurons.items() if neuron.v_threshold != 1.0} == {
+        f"block.{block}.attn.attn_lif" for block in range(4)
+    }
+    assert all(neurons[f"block.{block}.attn.attn_lif"].v_threshold == 0.5 for block in range(4))
 
 
 def test_a_checkpoint_fills_in_what_the_name_leaves_open() -> None:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 
 from torch import Tensor, nn
 
@@ -51,21 +52,9 @@ class Family:
 
 
 def spikformer_published(named: Mapping[str, int]) -> dict[str, float]:
-    """The published CIFAR-10 settings; heads are 32 channels wide there (384: 12 heads, 256: 8)."""
-    return {
-        "img_size_h": 32,
-        "img_size_w": 32,
-        "patch_size": 4,
-        "in_channels": 3,
-        "num_classes": 10,
-        "num_heads": max(1, named["embed_dims"] // 32),
-        "mlp_ratios": 4.0,
-        "T": 4,
-        "tau": 2.0,
-        "threshold": 1.0,
-        "attention_threshold": 0.5,
-        "attention_scale": 0.125,
-    }
+    """The constructor's defaults are the published CIFAR-10 settings, where a head is 32 channels wide (384: 12)."""
+    defaults = {name: parameter.default for name, parameter in signature(Spikformer).parameters.items()}
+    return {**defaults, "num_heads": max(1, named["embed_dims"] // 32)}
 
 
 def spikformer_sizes(state: Mapping[str, Tensor]) -> dict[str, float]:

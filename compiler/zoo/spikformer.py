@@ -149,6 +149,8 @@ class Block(nn.Module):
 class Spikformer(nn.Module):
     """Images [B, in_channels, H, W] -> logits [B, num_classes], the same image shown at each of T timesteps.
 
+    The defaults are the published CIFAR-10 settings (Spikformer-4-384).
+
     Raises CStepError where the sizes do not fit each other.
     """
 
@@ -161,7 +163,7 @@ class Spikformer(nn.Module):
         num_classes: int = 10,
         embed_dims: int = 384,
         num_heads: int = 12,
-        mlp_ratios: float = 4,
+        mlp_ratios: float = 4.0,
         depths: int = 4,
         T: int = 4,
         tau: float = 2.0,

@@ -1,0 +1,141 @@
+"""A program as both kernel families walk it: one int64 row an instruction, and what is known without running it."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isa.errors import CStepError
+from isa.instructions import Accumulate, Attend, Copy, Layer, Store
+from isa.machine import Machine
+from isa.program import Program
+from isa.word import Instruction, Region, Unit, field_names
+
+PORTS = ("free", "round", "word")
+"""The machine's ways of sharing the weight port, by number."""
+
+CODE_COLUMNS = 1 + max(len(field_names(kind)) for kind in Instruction.registry.values())
+
+
+def columns(kind: type[Instruction]) -> Any:
+    """A named tuple of `opcode` and the fields of `kind`, each holding its column in `Decoded.code`."""
+    names = ("opcode", *field_names(kind))
+    return namedtuple(kind.__name__, names)(*range(len(names)))
+
+
+class Scratch:
+    """Sizes of what the fast kernels keep beside the machine's state, each the most any instruction needs."""
+
+    def __init__(self, code: tuple[Instruction, ...]) -> None:
+        accumulates = [each for each in code if isinstance(each, Accumulate)]
+        attends = [each for each in code if isinstance(each, Attend)]
+        self.events = max((a.input_rows * a.input_columns * a.inputs for a in accumulates), default=0)
+        self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in accumulates), default=0)
+        self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in accumulates), default=0)
+        self.head = max((a.width * (a.width + 16) for a in attends), default=0)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What an interpreter derives from a program once."""
+
+    machine: Machine
+    instructions: tuple[Instruction, ...]
+    code: NDArray[np.int64]
+    """[n, CODE_COLUMNS]: opcode, then the fields in encoding order, as `columns` names them."""
+    unit: NDArray[np.int64]
+    """[n] unit of each instruction."""
+    cost: NDArray[np.int64]
+    """[n, 3]: fixed, numerator, denominator (see `isa.word.Cost`)."""
+    layer: NDArray[np.int64]
+    """[n] index of the latest layer mark; 0 before the first."""
+    layers: int
+    posts: NDArray[np.int64]
+    """[units * units + 1]: where the queue (from unit, to unit) starts in a list of all tokens."""
+    static: tuple[dict[str, int], ...]
+    """[n] what each instruction counts whatever the data."""
+    scratch: Scratch
+
+
+def decoded(program: Program) -> Decoded:
+    """The decoded program, kept with it; raises CStepError for an address that no memory has."""
+    kept = program.cache.get("decoded")
+    if isinstance(kept, Decoded) and kept.instructions is program.code and kept.machine is program.header.machine:
+        return kept
+    _check_addresses(program)
+    fresh = _decode(program)
+    program.cache["decoded"] = fresh
+    return fresh
+
+
+def _decode(program: Program) -> Decoded:
+    code, machine = program.code, program.header.machine
+    costs = [each.cost(machine) for each in code]
+    rows = np.zeros((len(code), CODE_COLUMNS), np.int64)
+    for row, each in zip(rows, code, strict=True):
+        row[0] = each.opcode
+        row[1 : 1 + len(field_names(type(each)))] = [int(getattr(each, name)) for name in field_names(type(each))]
+    layer = _layer_marks(code)
+    return Decoded(
+        machine=machine,
+        instructions=code,
+        code=rows,
+        unit=np.array([each.unit for each in code], np.int64),
+        cost=np.array([(c.fixed, c.numerator, c.denominator) for c in costs], np.int64).reshape(-1, 3),
+        layer=layer,
+        layers=max(len(program.header.layers), 1, int(layer.max(initial=0)) + 1),
+        posts=_queue_starts(code),
+        static=tuple(each.counts() for each in code),
+        scratch=Scratch(code),
+    )
+
+
+def _layer_marks(code: tuple[Instruction, ...]) -> NDArray[np.int64]:
+    current, marks = 0, []
+    for each in code:
+        current = each.index if isinstance(each, Layer) else current
+        marks.append(current)
+    return np.array(marks, np.int64)
+
+
+def _queue_starts(code: tuple[Instruction, ...]) -> NDArray[np.int64]:
+    posted = np.zeros(len(Unit) * len(Unit) + 1, np.int64)
+    for each in code:
+        for unit in Unit:
+            posted[1 + each.unit * len(Unit) + unit] += each.post >> unit & 1
+    return np.cumsum(posted)
+
+
+def region_bytes(machine: Machine, dram_bytes: int) -> dict[Region, int]:
+    """Bytes that an address may point into, by region."""
+    return {
+        Region.DRAM: dram_bytes,
+        Region.WEIGHT: machine.weight_buffer_bytes,
+        Region.SPIKE: 2 * machine.spike_words,
+        Region.OUTPUT: machine.output_buffer_bytes,
+        Region.CONSTANT: machine.constant_buffer_bytes,
+    }
+
+
+def _check_addresses(program: Program) -> None:
+    """The kernels use bare addresses, so every footprint is checked here again, whatever was verified before."""
+    sizes = region_bytes(program.header.machine, program.header.dram_bytes)
+    image = len(program.memory)
+    for index, each in enumerate(program.code):
+        where = f"code word {index}: {each.mnemonic}"
+        for access in each.accesses():
+            if access.start < 0 or access.stop > sizes[access.region]:
+                bytes_named = f"{access.field} {access.start}..{access.stop - 1}"
+                raise CStepError(f"{where}: {bytes_named} leaves {access.region.name} (0..{sizes[access.region] - 1})")
+            if access.region == Region.DRAM and access.start < image < access.stop:
+                raise CStepError(f"{where}: {access.field} crosses from the program's memory into the input's own")
+        if isinstance(each, Store) and each.target < image:
+            raise CStepError(f"{where}: target={each.target} is the program's own memory (0..{image - 1}), only read")
+        if isinstance(each, Copy) and each.region == Region.DRAM:
+            raise CStepError(f"{where}: region=0 (dram); a copy goes between DRAM and a buffer")
+        if isinstance(each, Accumulate) and each.input_rows * each.input_columns * each.inputs > 1 << 24:
+            raise CStepError(f"{where}: input pixels overlap; they must lie side by side in the spike buffer")

@@ -1,0 +1,57 @@
+"""Spikes as lists of events: which bits of one step's input are set."""
+
+from __future__ import annotations
+
+from numba import njit
+from numba.core.registry import cpu_target
+
+from runtime.fast.places import ACCUMULATE
+from runtime.fast.scalar import load_64, lowest_bit, popcount, store_32
+from runtime.fast.vector import low_lanes, vector_count, vector_load, vector_splat, vector_store, vector_unsigned
+
+HAS_COMPRESS = "+avx512vbmi2" in cpu_target.target_context.codegen().magic_tuple()[2]
+"""Whether one instruction packs the set bits of a 64-bit word; elsewhere a loop over them is faster."""
+
+SPARE_EVENTS = 64
+"""Entries behind a list that may be written."""
+
+_numbers = vector_count(64, 8)
+_widen = vector_unsigned(32)
+_splat = vector_splat(64, 32)
+load_octets = vector_load(64, 8)
+
+
+@njit
+def put_events(word, base, events):
+    """Append base + i for every set bit i of `word` at the address `events`; returns the address behind them."""
+    if HAS_COMPRESS:
+        vector_store(events, _widen(low_lanes(_numbers(), word)) + _splat(base))
+        return events + 4 * popcount(word)
+    while word != 0:
+        store_32(events, base + lowest_bit(word))
+        word &= word - 1
+        events += 4
+    return events
+
+
+@njit
+def list_events(row, spikes, events, starts):
+    """List the set bits of one step's input pixels in row-major order; `spikes` is the step's address.
+
+    An event is column * inputs + channel, so that the events of a run of pixels in one input row, less the first
+    pixel's column * inputs, number the rows of the weights under a kernel row that starts there.
+    """
+    inputs, columns = row[ACCUMULATE.inputs], row[ACCUMULATE.input_columns]
+    pixel_stride = row[ACCUMULATE.pixel_stride]
+    first, place = events, starts
+    for _ in range(row[ACCUMULATE.input_rows]):
+        for column in range(columns):
+            store_32(place, (events - first) >> 2)
+            for channel in range(0, inputs, 64):
+                word = load_64(spikes + (channel >> 3))
+                if inputs - channel < 64:
+                    word &= (1 << (inputs - channel)) - 1
+                events = put_events(word, column * inputs + channel, events)
+            spikes += pixel_stride
+            place += 4
+    store_32(place, (events - first) >> 2)

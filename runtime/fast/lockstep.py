@@ -1,0 +1,48 @@
+"""Accumulate's work where the PEs share the weight port word by word: everyone waits for the fullest word."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from runtime.fast.pairs import EMPTY_CYCLES, MERGE_CYCLES
+from runtime.fast.places import ACCUMULATE
+from runtime.fast.scalar import load_u16, popcount
+
+
+@njit
+def word_at(row, spikes, r, c, tap, word):
+    """Word `word` of the input pixel under a tap of output pixel (r, c), 0 outside; `spikes` is the step's address."""
+    y = r * row[ACCUMULATE.stride] + tap // row[ACCUMULATE.kernel_columns] - row[ACCUMULATE.top]
+    x = c * row[ACCUMULATE.stride] + tap % row[ACCUMULATE.kernel_columns] - row[ACCUMULATE.left]
+    inside = 0 <= y < row[ACCUMULATE.input_rows] and 0 <= x < row[ACCUMULATE.input_columns]
+    if not inside or c >= row[ACCUMULATE.columns]:
+        return 0
+    bits = load_u16(spikes + (y * row[ACCUMULATE.input_columns] + x) * row[ACCUMULATE.pixel_stride] + 2 * word)
+    left = row[ACCUMULATE.inputs] - 16 * word
+    return bits & ((1 << left) - 1) if left < 16 else bits
+
+
+@njit
+def work_in_lockstep(row, spikes, share, sizes):
+    """Sum over rounds, taps and words of the most weight rows that any PE fetches, plus each round's own cycles."""
+    half = (row[ACCUMULATE.columns] + 1) >> 1
+    pairs, steps, total = row[ACCUMULATE.rows] * half, row[ACCUMULATE.steps], 0
+    words, taps = (row[ACCUMULATE.inputs] + 15) >> 4, row[ACCUMULATE.kernel_rows] * row[ACCUMULATE.kernel_columns]
+    for first_step in range(0, steps, sizes.window):
+        for first in range(0, pairs, sizes.pairs):
+            merging = False
+            for tap in range(taps):
+                for word in range(words):
+                    fullest = 0
+                    for step in range(first_step, min(first_step + sizes.window, steps)):
+                        place = spikes + step * row[ACCUMULATE.step_stride]
+                        for pair in range(first, min(first + sizes.pairs, pairs)):
+                            r, c = pair // half, 2 * (pair % half)
+                            left = word_at(row, place, r, c, tap, word)
+                            right = word_at(row, place, r, c + 1, tap, word)
+                            rows = popcount(left | right) if share else popcount(left) + popcount(right)
+                            fullest = max(fullest, rows)
+                            merging = merging or (share and left & right != 0)
+                    total += fullest
+            total += EMPTY_CYCLES + (MERGE_CYCLES if merging else 0)
+    return total

@@ -1,0 +1,111 @@
+"""The fast family: one compiled loop walks the decoded program over one input's state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+import isa.instructions
+import isa.word
+from isa.instructions import Accumulate, Add, Attend, Classify, Fire, Load, Multiply, Pool, Store, Sum
+from runtime.decoded import PORTS, Decoded
+from runtime.fast import dma, neuron, pe, sfu
+from runtime.fast.accumulate import accumulate
+from runtime.fast.events import SPARE_EVENTS
+from runtime.fast.places import Memories, Scratch, Sizes
+from runtime.state import State
+
+LOAD, STORE, ACCUMULATE, MULTIPLY = Load.opcode, Store.opcode, Accumulate.opcode, Multiply.opcode
+ATTEND, SUM, CLASSIFY = Attend.opcode, Sum.opcode, Classify.opcode
+FIRE, POOL, ADD = Fire.opcode, Pool.opcode, Add.opcode
+
+
+def _compiled(sources: int) -> Callable[..., int]:
+    """The loop. numba's cache looks at this file and at `sources` only, so that must change with all the others."""
+
+    @njit(nogil=True, cache=True)
+    def run(code, memories, scratch, sizes, share, record, start, stop):
+        for index in range(start, stop):
+            row, opcode = code[index], code[index, 0]
+            if opcode == LOAD or opcode == STORE:
+                dma.copy(row, opcode == LOAD, memories, sizes, record[index])
+            elif opcode == ACCUMULATE:
+                accumulate(row, memories, scratch, sizes, share, record[index])
+            elif opcode == FIRE:
+                neuron.fire(row, memories)
+            elif opcode == MULTIPLY:
+                pe.multiply(row, memories)
+            elif opcode == ATTEND:
+                sfu.attend(row, memories, scratch)
+            elif opcode == SUM:
+                sfu.add_up(row, memories)
+            elif opcode == CLASSIFY:
+                sfu.classify(row, memories)
+            elif opcode == POOL:
+                neuron.pool(row, memories)
+            elif opcode == ADD:
+                neuron.add(row, memories)
+        return sources
+
+    return run
+
+
+def _fingerprint() -> int:
+    """A number that changes with any file whose code or columns are compiled into the loop."""
+    files = [*Path(__file__).parent.glob("*.py"), Path(isa.instructions.__file__), Path(isa.word.__file__)]
+    files += [Path(__file__).parent.parent / name for name in ("record.py", "decoded.py")]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
+    return int.from_bytes(digest.digest()[:7], "little")
+
+
+_run = _compiled(_fingerprint())
+
+
+class Workspace:
+    """Scratch arrays for one thread; `places` holds their addresses."""
+
+    def __init__(self, program: Decoded) -> None:
+        sizes, machine = program.scratch, program.machine
+        self.arrays = [
+            np.zeros(count + 16, dtype)
+            for count, dtype in (
+                (sizes.events + SPARE_EVENTS, np.int32),
+                (sizes.pixels, np.int32),
+                (sizes.pixels, np.int32),
+                (sizes.pixels, np.int32),
+                (sizes.pairs, np.int32),
+                (machine.window * machine.pairs, np.int64),
+                (sizes.head, np.int32),
+                (64, np.uint8),
+                (1024, np.uint8),
+            )
+        ]
+        self.places = Scratch(*(array.ctypes.data for array in self.arrays))
+
+
+def walk(
+    program: Decoded,
+    state: State,
+    workspace: Workspace,
+    record: NDArray[np.int64],
+    share: bool,
+    start: int = 0,
+    stop: int | None = None,
+) -> None:
+    """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`."""
+    machine = program.machine
+    sizes = Sizes(machine.pairs, machine.window, PORTS.index(machine.weight_port), machine.burst_bytes)
+    memory, private = state.memory, state.private
+    memories = Memories(
+        memory.ctypes.data,
+        len(memory),
+        private.ctypes.data,
+        *(region.ctypes.data for region in (state.weight, state.spike, state.output, state.constant, state.mask)),
+    )
+    last = len(program.code) if stop is None else stop
+    _run(program.code, memories, workspace.places, sizes, share, record, start, last)

@@ -1,0 +1,29 @@
+"""What one run of one instruction is recorded as: a row of int64 whose columns are named here, once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Record(NamedTuple):
+    """Columns of the record [instructions, columns] that both kernel families fill for every input.
+
+    `work` is the unit's measured work (see `isa.word.Cost`); the others are counters of runtime/counters.py that
+    depend on the data. Columns that an instruction does not touch stay 0.
+    """
+
+    work: int
+    sop_bit: int
+    sop_value: int
+    common: int
+    merges: int
+    words_read: int
+    words_skipped: int
+    weight_buffer_bytes: int
+    spike_buffer_bytes: int
+    dram_spike_bytes: int
+    dram_mask_bytes: int
+
+
+RECORD = Record(*range(len(Record._fields)))
+"""Each column's index under its name."""

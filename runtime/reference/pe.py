@@ -1,0 +1,123 @@
+"""Accumulate and Multiply: every tap gathered (im2col), one matrix product, and the counts taken from the gathered bits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isa.errors import CStepError
+from isa.instructions import Accumulate, Multiply, Window, words_of
+from isa.machine import Machine
+from runtime.record import RECORD
+from runtime.reference.spikes import Bits, bits_of, int32_at, put_int32, read_words, word_indices, words_from
+from runtime.state import State
+
+Integers = NDArray[np.int64]
+
+
+def accumulate(each: Accumulate, state: State, machine: Machine, share: bool, record: Integers) -> None:
+    """accumulator += (spikes @ weights) << plane, counted as the PEs do it."""
+    strides = (each.step_stride, each.pixel_stride)
+    counts = (each.steps, each.input_rows * each.input_columns)
+    words = read_words(state, word_indices(each.spikes, strides, counts, words_of(each.inputs)))
+    bits = bits_of(words, each.inputs)
+    gathered = taps(each, bits)
+    _add(each, state, _product(each, gathered, state) << each.plane)
+    check_range(each.mnemonic, state.output, each.accumulators, gathered[..., 0, 0].size * each.outputs, machine)
+    _count(each, gathered, machine, share and bool(each.share), record)
+
+
+def multiply(each: Multiply, state: State, machine: Machine) -> None:
+    """accumulator += values @ weights, int8 both."""
+    pixels = each.input_rows * each.input_columns
+    steps = each.step_stride * np.arange(each.steps)[:, None, None]
+    places = each.values + steps + each.pixel_stride * np.arange(pixels)[:, None] + np.arange(each.inputs)
+    gathered = taps(each, state.spike.view(np.int8)[places])
+    _add(each, state, _product(each, gathered, state))
+    check_range(each.mnemonic, state.output, each.accumulators, gathered[..., 0, 0].size * each.outputs, machine)
+
+
+def taps(each: Window, values: NDArray[np.uint8] | NDArray[np.int8]) -> NDArray[np.generic]:
+    """[steps, rows, columns, tap, inputs] of values [steps, input pixels, inputs]; outside the borders, zeros."""
+    bottom = max((each.rows - 1) * each.stride + each.kernel_rows - each.top - each.input_rows, 0)
+    right = max((each.columns - 1) * each.stride + each.kernel_columns - each.left - each.input_columns, 0)
+    image = values.reshape(each.steps, each.input_rows, each.input_columns, each.inputs)
+    padded = np.pad(image, ((0, 0), (each.top, bottom), (each.left, right), (0, 0)))
+    rows = np.arange(each.rows)[:, None] * each.stride + np.arange(each.kernel_rows)
+    columns = np.arange(each.columns)[:, None] * each.stride + np.arange(each.kernel_columns)
+    gathered = padded[:, rows[:, None, :, None], columns[None, :, None, :]]
+    return gathered.reshape(each.steps, each.rows, each.columns, each.kernel_rows * each.kernel_columns, each.inputs)
+
+
+def _product(each: Accumulate | Multiply, gathered: NDArray[np.generic], state: State) -> Integers:
+    """[steps, rows, columns, outputs]; the sums stay far below 2**53, so float64 is exact."""
+    depth = gathered.shape[3] * each.inputs
+    weights = state.weight[each.weights : each.weights + depth * each.outputs].view(np.int8)
+    sums = gathered.reshape(-1, depth).astype(np.float64) @ weights.reshape(depth, each.outputs).astype(np.float64)
+    return sums.astype(np.int64).reshape(each.steps, each.rows, each.columns, each.outputs)
+
+
+def _add(each: Accumulate | Multiply, state: State, sums: Integers) -> None:
+    before = 0 if each.fresh else int32_at(state.output, each.accumulators, sums.size).reshape(sums.shape)
+    put_int32(state.output, each.accumulators, before + sums)
+
+
+def check_range(what: str, output: NDArray[np.uint8], address: int, count: int, machine: Machine) -> None:
+    """The compiler proves that no accumulator passes the machine's width; here it is seen to hold."""
+    values = int32_at(output, address, count)
+    top = 1 << (machine.accumulator_bits - 1)
+    if values.size and not (-top <= values.min() and values.max() < top):
+        found = f"{values.min()}..{values.max()}"
+        raise CStepError(f"{what}: accumulators {found} do not fit {machine.accumulator_bits} bits (-{top}..{top - 1})")
+
+
+def _inside(each: Window) -> Bits:
+    """[rows, columns, tap]: 1 where the tap lies inside the borders."""
+    ones = np.ones((each.steps, each.input_rows * each.input_columns, each.inputs), np.uint8)
+    return taps(each, ones)[0, ..., 0].astype(np.uint8)
+
+
+def _pairs(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
+    """Left and right pixels [steps, pairs, ...] of [steps, rows, columns, ...]; a lone last pixel's partner is 0."""
+    columns = values.shape[2]
+    even = np.pad(values, ((0, 0), (0, 0), (0, columns % 2), *((0, 0),) * (values.ndim - 3)))
+    shape = (values.shape[0], values.shape[1] * ((columns + 1) // 2), *values.shape[3:])
+    return even[:, :, 0::2].reshape(shape).astype(np.int64), even[:, :, 1::2].reshape(shape).astype(np.int64)
+
+
+def _count(each: Accumulate, gathered: NDArray[np.generic], machine: Machine, share: bool, record: Integers) -> None:
+    left, right = _pairs(gathered)
+    inside = np.maximum(*_pairs(_inside(each)[None]))[0]
+    bits, both = left + right, left & right
+    tasks = bits - both if share else bits
+    common = both.sum(axis=(2, 3))
+    union_words = words_from((left | right).astype(np.uint8))
+    record[RECORD.sop_bit] = bits.sum() * each.outputs
+    record[RECORD.sop_value] = bits.sum() * each.outputs << each.plane
+    record[RECORD.common] = common.sum() * each.outputs
+    record[RECORD.merges] = 2 * each.outputs * np.count_nonzero(common) if share else 0
+    record[RECORD.words_read] = np.count_nonzero(union_words)
+    all_words = each.steps * int(inside.sum()) * words_of(each.inputs)
+    record[RECORD.words_skipped] = all_words - record[RECORD.words_read]
+    record[RECORD.weight_buffer_bytes] = tasks.sum() * each.outputs
+    record[RECORD.spike_buffer_bytes] = 2 * record[RECORD.words_read]
+    overhead = 4 + (2 * (common > 0) if share else np.zeros_like(common))
+    record[RECORD.work] = _work(tasks, overhead, machine)
+
+
+def _work(tasks: Integers, overhead: Integers, machine: Machine) -> int:
+    """Weight rows fetched, [steps, pairs, tap, inputs], and overhead [steps, pairs], as the weight port lets them run."""
+    width = -(-tasks.shape[3] // 16) * 16
+    padded = np.pad(tasks, ((0, 0), (0, 0), (0, 0), (0, width - tasks.shape[3])))
+    by_word = padded.reshape(*tasks.shape[:2], -1, 16).sum(axis=-1)
+    total, busy = 0, np.zeros((machine.window, machine.pairs), np.int64)
+    for step in range(0, tasks.shape[0], machine.window):
+        for pair in range(0, tasks.shape[1], machine.pairs):
+            here = (slice(step, step + machine.window), slice(pair, pair + machine.pairs))
+            if machine.weight_port == "word":
+                total += int(by_word[here].max(axis=(0, 1)).sum() + overhead[here].max())
+            one_round = by_word[here].sum(axis=-1) + overhead[here]
+            if machine.weight_port == "round":
+                total += int(one_round.max())
+            busy[: one_round.shape[0], : one_round.shape[1]] += one_round
+    return int(busy.max()) if machine.weight_port == "free" else total

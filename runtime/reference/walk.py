@@ -1,0 +1,66 @@
+"""The reference family: one plain numpy function an instruction, one after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isa.errors import CStepError
+from isa.instructions import (
+    Accumulate,
+    Add,
+    Attend,
+    Classify,
+    End,
+    Fire,
+    Layer,
+    Load,
+    Multiply,
+    Pool,
+    Store,
+    Sum,
+)
+from isa.machine import Machine
+from isa.word import Instruction
+from runtime.decoded import Decoded
+from runtime.reference import dma, neuron, pe, sfu
+from runtime.state import State
+
+
+def walk(
+    program: Decoded, state: State, record: NDArray[np.int64], share: bool, start: int = 0, stop: int | None = None
+) -> None:
+    """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`."""
+    stop = len(program.instructions) if stop is None else stop
+    for index in range(start, stop):
+        try:
+            execute(program.instructions[index], state, program.machine, share, record[index])
+        except CStepError as error:
+            raise CStepError(f"code word {index}: {error}") from None
+
+
+def execute(each: Instruction, state: State, machine: Machine, share: bool, record: NDArray[np.int64]) -> None:
+    """Run one instruction."""
+    match each:
+        case Load() | Store():
+            dma.copy(each, state, machine, record)
+        case Accumulate():
+            pe.accumulate(each, state, machine, share, record)
+        case Multiply():
+            pe.multiply(each, state, machine)
+        case Attend():
+            sfu.attend(each, state, machine)
+        case Sum():
+            sfu.add_up(each, state)
+        case Classify():
+            sfu.classify(each, state)
+        case Fire():
+            neuron.fire(each, state)
+        case Pool():
+            neuron.pool(each, state)
+        case Add():
+            neuron.add(each, state)
+        case Layer() | End():
+            pass
+        case _:
+            raise CStepError(f"{each.mnemonic}: the reference family does not know this instruction")

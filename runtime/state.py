@@ -1,0 +1,85 @@
+"""The machine's memories for one input: arrays of bytes, and nothing beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isa.machine import Machine
+from isa.program import Program
+from isa.word import Region
+
+SPARE_BYTES = 512
+"""Bytes behind each region's end that vector loads may read (never write, never use)."""
+
+
+@dataclass
+class State:
+    """Every region of one machine. DRAM is the program's memory (shared, read only) and, behind it, the input's own."""
+
+    memory: NDArray[np.uint8]
+    private: NDArray[np.uint8]
+    weight: NDArray[np.uint8]
+    spike: NDArray[np.uint8]
+    output: NDArray[np.uint8]
+    constant: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    """Bit i: whether word i of the spike buffer is non-zero."""
+
+    @classmethod
+    def of(cls, program: Program) -> State:
+        """A machine with all memories zero and the program's memory image in DRAM."""
+        machine: Machine = program.header.machine
+        return cls(
+            memory=padded_memory(program),
+            private=_zeros(max(program.header.dram_bytes - len(program.memory), 0)),
+            weight=_zeros(machine.weight_buffer_bytes),
+            spike=_zeros(machine.spike_buffer_bytes),
+            output=_zeros(machine.output_buffer_bytes),
+            constant=_zeros(machine.constant_buffer_bytes),
+            mask=_zeros(max(machine.word_mask_buffer_bytes, -(-machine.spike_buffer_bytes // 16))),
+        )
+
+    def clear(self) -> None:
+        """Back to zero, ready for the next input."""
+        for region in (self.private, self.weight, self.spike, self.output, self.constant, self.mask):
+            region[:] = 0
+
+    def region(self, region: Region) -> NDArray[np.uint8]:
+        """A buffer by its number."""
+        return {
+            Region.WEIGHT: self.weight,
+            Region.SPIKE: self.spike,
+            Region.OUTPUT: self.output,
+            Region.CONSTANT: self.constant,
+        }[region]
+
+    def dram(self, address: int) -> tuple[NDArray[np.uint8], int]:
+        """The half of DRAM that `address` lies in, and the offset there."""
+        return (self.memory, address) if address < len(self.memory) else (self.private, address - len(self.memory))
+
+    def regions(self) -> dict[str, NDArray[np.uint8]]:
+        """All that an instruction can change, by name."""
+        names = ("private", "weight", "spike", "output", "constant", "mask")
+        return {name: getattr(self, name) for name in names}
+
+
+def _zeros(size: int) -> NDArray[np.uint8]:
+    """`size` zero bytes on a cache line, with spare ones behind."""
+    whole = np.zeros(size + SPARE_BYTES + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    return whole[start : start + size]
+
+
+def padded_memory(program: Program) -> NDArray[np.uint8]:
+    """The program's memory image, copied once to where vector loads may read past its end."""
+    kept = program.cache.get("memory")
+    if kept is None or kept[0] is not program.memory:
+        copied = _zeros(len(program.memory))
+        copied[:] = program.memory
+        copied.flags.writeable = False
+        kept = (program.memory, copied)
+        program.cache["memory"] = kept
+    return kept[1]

@@ -84,7 +84,7 @@ def _require_types(described: dict[str, Any]) -> None:
     """Refuses element types that a program has not before they are read."""
     for name, entry in described.items():
         dtype = cast("dict[str, Any]", entry).get("dtype") if isinstance(entry, dict) else None
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise CStepError(f"tensor {name} has dtype {dtype}; a program file has only {', '.join(DTYPES)}")
 
 

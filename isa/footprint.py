@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from isa.word import Strided
-
-MOST_OVERLAP = 16
-"""A footprint may touch at most this many times its span; more is no copy of anything, only time lost."""
 
 
 def simplified(shape: Strided) -> Strided:
@@ -39,11 +34,6 @@ def overlaps_itself(shape: Strided) -> bool:
                 return True
             extent += (count - 1) * stride
     return False
-
-
-def is_too_dense(shape: Strided) -> bool:
-    """Whether a footprint is absurdly larger than its span, counted after `simplified`."""
-    return math.prod(shape.counts) * shape.run > MOST_OVERLAP * shape.span
 
 
 class Written:

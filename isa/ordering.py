@@ -31,9 +31,9 @@ def check_order(code: Sequence[Instruction]) -> None:
                     f"instruction has a token left for it (post={name(unit)})"
                 )
             now = list(map(max, now, ended[queue.popleft()]))
-        for producer, last in enumerate(needed):
-            if last > now[producer]:
-                raise CStepError(_unordered(code, index, last))
+        early = max(last if last > now[producer] else NEVER for producer, last in enumerate(needed))
+        if early != NEVER:
+            raise CStepError(_unordered(code, index, early))
         now[unit] = index
         known[unit] = now
         ended.append(now)

@@ -145,7 +145,7 @@ def program_bytes(program: Program) -> bytes:
         "source_map": program.source_map,
     }
     header = canonical_json(program.header)
-    return container.pack(tensors, {"header": header, "digest": _digest(header, tensors)})
+    return container.pack(tensors, {"header": header, "digest": digest_of(header, tensors)})
 
 
 def program_of(data: bytes) -> Program:
@@ -153,7 +153,7 @@ def program_of(data: bytes) -> Program:
     tensors, metadata = container.unpack(data, ("code", "memory", "source_map"), ("header", "digest"))
     _require_tensor(tensors["code"], "code", np.uint8, WORD_BYTES)
     _require_parts(tensors["memory"], tensors["source_map"])
-    if metadata["digest"] != _digest(metadata["header"], tensors):
+    if metadata["digest"] != digest_of(metadata["header"], tensors):
         raise CStepError("the digest does not match: the file was changed or damaged; write it again")
     if container.pack(tensors, metadata) != data:
         raise CStepError("not canonical: the file holds the right parts, but not as `cstep compile` writes them")
@@ -189,7 +189,7 @@ def _header_of(text: str) -> Header:
     return header
 
 
-def _digest(header: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+def digest_of(header: str, tensors: Mapping[str, NDArray[Any]]) -> str:
     """sha256 over the header's JSON and every tensor, in hexadecimal."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from isa.errors import CStepError
-from isa.footprint import Written, is_too_dense, overlaps_itself, simplified
+from isa.footprint import Written, overlaps_itself, simplified
 from isa.instructions import Copy, End, Fire, Layer, Multiply
 from isa.machine import Machine
 from isa.ordering import check_order, place, span
@@ -201,8 +201,6 @@ class _Contents:
 
     def _read(self, index: int, instruction: Instruction, access: Access, spikes: bool) -> None:
         shape = simplified(access.shape)
-        if is_too_dense(shape):
-            raise CStepError(f"{place(index, instruction)} {access.field} {span(access)}: its runs overlap too often")
         missing = self.written[access.region].missing(access.start, shape)
         if missing:
             raise CStepError(

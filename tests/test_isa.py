@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isa.errors import CStepError
@@ -19,11 +19,11 @@ from isa.text import assemble, assemble_program, disassemble, disassemble_progra
 from isa.word import Instruction, Region, Traffic, Unit, decode, encode
 from tests.programs import copy, fire, instructions, load, small_code, small_program, window
 
-KINDS = sorted(Instruction.registry.values(), key=lambda kind: kind.opcode)
-quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+KINDS = [Instruction.registry[opcode] for opcode in sorted(Instruction.registry)]
+quick = settings(max_examples=80, deadline=None)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.mnemonic)
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.mnemonic for kind in KINDS])
 def test_words_and_text_round_trip(kind: type[Instruction]) -> None:
     @quick
     @given(instructions(kind))
@@ -154,23 +154,32 @@ def test_the_manual_is_up_to_date() -> None:
 
 def small_instructions() -> st.SearchStrategy[Instruction]:
     """Instructions of four units that often meet in a few hundred bytes."""
-    at = st.integers(0, 60).map(lambda quarter: quarter * 4)
+    at = st.integers(0, 60).map(_four_times)
     buffers = st.sampled_from([Region.WEIGHT, Region.SPIKE, Region.OUTPUT])
-    loads = st.builds(
-        lambda region, target, size: load(region, Traffic.IMAGE, 0, target, size), buffers, at, st.integers(1, 64)
+    return st.one_of(
+        st.builds(load, buffers, st.just(Traffic.IMAGE), st.just(0), at, st.integers(1, 64)),
+        st.builds(_small_accumulate, at, at, at, st.integers(0, 1)),
+        st.builds(_small_fire, at, at),
+        st.builds(_small_add, at, at),
     )
-    accumulates = st.builds(
-        lambda spikes, weights, target, fresh: accumulate(
-            spikes=spikes, weights=weights, accumulators=target, fresh=fresh, rows=1, columns=1, outputs=1,
-            kernel_rows=1, kernel_columns=1, top=0, left=0, input_rows=2, input_columns=2,
-        ),
-        at, at, at, st.integers(0, 1),
-    )  # fmt: skip
-    fires = st.builds(
-        lambda result, membranes: replace(fire(result, 0, membranes), pixels=2, outputs=2), at, at
-    )
-    adds = st.builds(lambda left, result: replace(ADD, left=left, result=result), at, at)
-    return st.one_of(loads, accumulates, fires, adds)
+
+
+def _four_times(quarter: int) -> int:
+    return 4 * quarter
+
+
+def _small_accumulate(spikes: int, weights: int, accumulators: int, fresh: int) -> Instruction:
+    one = dict.fromkeys(("rows", "columns", "outputs", "kernel_rows", "kernel_columns"), 1)
+    tile = {"top": 0, "left": 0, "input_rows": 2, "input_columns": 2}
+    return accumulate(spikes=spikes, weights=weights, accumulators=accumulators, fresh=fresh, **one, **tile)
+
+
+def _small_fire(result: int, membranes: int) -> Instruction:
+    return replace(fire(result, 0, membranes), pixels=2, outputs=2)
+
+
+def _small_add(left: int, result: int) -> Instruction:
+    return replace(ADD, left=left, result=result)
 
 
 def brute_force(code: list[Instruction]) -> list[tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The zoo's models are the published ones: same neuron, same keys, same accuracy."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ SHARED = ROOT.parent / "shared"
 CIFAR_CHECKPOINT = SHARED / "checkpoints" / "spikformer-cifar10-2-64.safetensors"
 CIFAR_IMAGES = SHARED / "data" / "cifar10-test.parquet"
 DIGITS_CHECKPOINT = ROOT / "examples" / "spikformer-digits.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small gain little from threads, and lose much where other work keeps the cores busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def currents(steps: int = 6) -> Tensor:
@@ -114,8 +124,8 @@ def test_the_digits_example_is_as_accurate_as_it_says() -> None:
 
 
 # The first two test images' logits, computed with the published cifar10/model.py and SpikingJelly 2.0's neurons. An
-# accuracy hardly notices a doubled residual; these move by 0.1 to 0.6. The tolerance is for a spike that tips over where
-# torch adds in another order.
+# accuracy hardly notices a doubled residual; these move by 0.1 to 0.6. The tolerance is for a spike that tips over
+# where torch adds in another order.
 PUBLISHED_LOGITS = {
     "cifar": (
         (-1.8604, -0.1054, -1.6080, -1.2611, -1.2395, -1.5961, -2.0961, -1.2137, -2.1669, 3.4451),

@@ -6,7 +6,7 @@ from numba import njit
 
 from isa.word import Region, Traffic
 from runtime.fast.places import LOAD, STORE
-from runtime.fast.scalar import copy_bytes, load_u32, load_u8, popcount, store_8, store_32
+from runtime.fast.scalar import copy_bytes, load_u32, popcount, store_32
 from runtime.fast.vector import nonzero, vector_load
 from runtime.record import RECORD
 

@@ -9,7 +9,8 @@ from runtime.fast.places import ACCUMULATE
 from runtime.fast.scalar import load_64, lowest_bit, popcount, store_32
 from runtime.fast.vector import low_lanes, vector_count, vector_load, vector_splat, vector_store, vector_unsigned
 
-HAS_COMPRESS = "+avx512vbmi2" in cpu_target.target_context.codegen().magic_tuple()[2]
+_CODEGEN = cpu_target.target_context.codegen()  # pyright: ignore[reportAttributeAccessIssue]
+HAS_COMPRESS = "+avx512vbmi2" in _CODEGEN.magic_tuple()[2]
 """Whether one instruction packs the set bits of a 64-bit word; elsewhere a loop over them is faster."""
 
 SPARE_EVENTS = 64

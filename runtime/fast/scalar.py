@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -13,11 +13,15 @@ from numba.extending import intrinsic
 
 WORD = ir.IntType(64)
 
+operation = cast(Callable[[Callable[..., Any]], Callable[..., Any]], intrinsic)
+"""A function that stands for LLVM code: it gets types and returns the signature and the code's generator. Seen from
+outside, its first parameter does not exist."""
 
-def scalar_load(bits: int, signed: bool) -> Callable[[int], int]:
+
+def scalar_load(bits: int, signed: bool) -> Callable[..., int]:
     """Load `bits` bits at any byte address as int64."""
 
-    @intrinsic
+    @operation
     def load(typingctx, address):
         def generate(context, builder, sig, args):
             value = builder.load(builder.inttoptr(args[0], ir.IntType(bits).as_pointer()), align=1)
@@ -30,10 +34,10 @@ def scalar_load(bits: int, signed: bool) -> Callable[[int], int]:
     return load
 
 
-def scalar_store(bits: int) -> Callable[[int, int], Any]:
+def scalar_store(bits: int) -> Callable[..., Any]:
     """Store the low `bits` bits of an int64 at any byte address."""
 
-    @intrinsic
+    @operation
     def store(typingctx, address, value):
         def generate(context, builder, sig, args):
             cut = args[1] if bits == 64 else builder.trunc(args[1], ir.IntType(bits))
@@ -51,7 +55,7 @@ load_64 = scalar_load(64, False)
 store_8, store_16, store_32, store_64 = scalar_store(8), scalar_store(16), scalar_store(32), scalar_store(64)
 
 
-@intrinsic
+@operation
 def popcount(typingctx, word):
     """How many bits of an int64 are set."""
 
@@ -61,7 +65,7 @@ def popcount(typingctx, word):
     return types.int64(types.int64), generate
 
 
-@intrinsic
+@operation
 def lowest_bit(typingctx, word):
     """Number of the lowest set bit; 64 for 0."""
 
@@ -71,7 +75,7 @@ def lowest_bit(typingctx, word):
     return types.int64(types.int64), generate
 
 
-@intrinsic
+@operation
 def copy_bytes(typingctx, target, source, count):
     """Copy `count` bytes between areas that do not overlap."""
 

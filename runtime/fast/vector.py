@@ -18,9 +18,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
 
-WORD = ir.IntType(64)
+from runtime.fast.scalar import WORD, operation
 
 
 class Vector(types.Type):
@@ -43,11 +43,6 @@ class VectorModel(models.PrimitiveModel):
 
 def _constant(kind: Vector, value: int) -> ir.Constant:
     return ir.Constant(kind.llvm, [value] * kind.lanes)
-
-
-def _pointer(builder, address, pointee, align: int):
-    """A pointer to read or write `pointee` at an int64 address, and the alignment that may be assumed."""
-    return builder.inttoptr(address, pointee.as_pointer()), align
 
 
 def _declare(builder, name: str, result, arguments):
@@ -89,46 +84,45 @@ class _SameVectors(AbstractTemplate):
         return None
 
 
-def _register(operation: Any, name: str) -> None:
-    infer_global(operation)(type(f"Vector_{operation.__name__}", (_SameVectors,), {"key": operation}))
+def _register(python: Any, name: str) -> None:
+    typing = type(f"Vector_{python.__name__}", (_SameVectors,), {"key": python})
+    infer_global(python)(typing)  # pyright: ignore[reportOptionalCall]
 
-    @lower_builtin(operation, Vector, Vector)
+    @lower_builtin(python, Vector, Vector)
     def lower(context, builder, sig, args):
         return getattr(builder, name)(*args)
 
 
-for _operation, _name in _ARITHMETIC.items():
-    _register(_operation, _name)
+for _python, _name in _ARITHMETIC.items():
+    _register(_python, _name)
 
 
-def vector_load(lanes: int, bits: int) -> Callable[[int], Any]:
+def vector_load(lanes: int, bits: int) -> Callable[..., Any]:
     """Load at any byte address."""
     kind = Vector(lanes, bits)
 
-    @intrinsic
+    @operation
     def load(typingctx, address):
         def generate(context, builder, sig, args):
-            pointer, align = _pointer(builder, args[0], kind.llvm, 1)
-            return builder.load(pointer, align=align)
+            return builder.load(builder.inttoptr(args[0], kind.llvm.as_pointer()), align=1)
 
         return kind(types.int64), generate
 
     return load
 
 
-@intrinsic
+@operation
 def vector_store(typingctx, address, vector):
     """Store at any byte address."""
 
     def generate(context, builder, sig, args):
-        pointer, align = _pointer(builder, args[0], args[1].type, 1)
-        builder.store(args[1], pointer, align=align)
+        builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), generate
 
 
-@intrinsic
+@operation
 def store_lanes(typingctx, address, vector, bits):
     """Store only the lanes whose bit is set; the bytes of the others are not touched."""
 
@@ -145,11 +139,11 @@ def store_lanes(typingctx, address, vector, bits):
     return types.void(types.int64, vector, types.int64), generate
 
 
-def vector_splat(lanes: int, bits: int) -> Callable[[int], Any]:
+def vector_splat(lanes: int, bits: int) -> Callable[..., Any]:
     """The same number, cut to `bits` bits, in every lane."""
     kind = Vector(lanes, bits)
 
-    @intrinsic
+    @operation
     def splat(typingctx, value):
         def generate(context, builder, sig, args):
             scalar = args[0] if bits == 64 else builder.trunc(args[0], ir.IntType(bits))
@@ -162,10 +156,10 @@ def vector_splat(lanes: int, bits: int) -> Callable[[int], Any]:
     return splat
 
 
-def vector_widen(bits: int) -> Callable[[Any], Any]:
+def vector_widen(bits: int) -> Callable[..., Any]:
     """The same signed values in lanes of `bits` bits."""
 
-    @intrinsic
+    @operation
     def widen(typingctx, vector):
         kind = Vector(vector.lanes, bits)
 
@@ -177,10 +171,10 @@ def vector_widen(bits: int) -> Callable[[Any], Any]:
     return widen
 
 
-def vector_narrow(bits: int) -> Callable[[Any], Any]:
+def vector_narrow(bits: int) -> Callable[..., Any]:
     """The low `bits` bits of every lane."""
 
-    @intrinsic
+    @operation
     def narrow(typingctx, vector):
         kind = Vector(vector.lanes, bits)
 
@@ -192,7 +186,7 @@ def vector_narrow(bits: int) -> Callable[[Any], Any]:
     return narrow
 
 
-@intrinsic
+@operation
 def at_least(typingctx, left, right):
     """Bit i: left lane i >= right lane i, signed."""
 
@@ -202,7 +196,7 @@ def at_least(typingctx, left, right):
     return types.int64(left, right), generate
 
 
-@intrinsic
+@operation
 def nonzero(typingctx, vector):
     """Bit i: lane i is not zero."""
 
@@ -212,7 +206,7 @@ def nonzero(typingctx, vector):
     return types.int64(vector), generate
 
 
-@intrinsic
+@operation
 def choose(typingctx, bits, yes, no):
     """Lane i of `yes` where bit i is set, of `no` elsewhere."""
 
@@ -222,7 +216,7 @@ def choose(typingctx, bits, yes, no):
     return yes(types.int64, yes, no), generate
 
 
-@intrinsic
+@operation
 def any_bits(typingctx, vector):
     """The bits that are set in any lane."""
 
@@ -234,7 +228,7 @@ def any_bits(typingctx, vector):
     return types.int64(vector), generate
 
 
-@intrinsic
+@operation
 def count_bits(typingctx, vector):
     """How many bits are set in all lanes together."""
 
@@ -248,7 +242,7 @@ def count_bits(typingctx, vector):
     return types.int64(vector), generate
 
 
-@intrinsic
+@operation
 def low_lanes(typingctx, vector, bits):
     """Keep the lanes whose bit is set, moved together to the low end, in order; what lies above is unspecified."""
 
@@ -261,11 +255,11 @@ def low_lanes(typingctx, vector, bits):
     return vector(vector, types.int64), generate
 
 
-def vector_count(lanes: int, bits: int) -> Callable[[], Any]:
+def vector_count(lanes: int, bits: int) -> Callable[..., Any]:
     """The lanes' own numbers: 0, 1, 2 ..."""
     kind = Vector(lanes, bits)
 
-    @intrinsic
+    @operation
     def lane_numbers(typingctx):
         def generate(context, builder, sig, args):
             return ir.Constant(kind.llvm, list(range(lanes)))
@@ -275,10 +269,10 @@ def vector_count(lanes: int, bits: int) -> Callable[[], Any]:
     return lane_numbers
 
 
-def vector_unsigned(bits: int) -> Callable[[Any], Any]:
+def vector_unsigned(bits: int) -> Callable[..., Any]:
     """The same unsigned values in wider lanes of `bits` bits."""
 
-    @intrinsic
+    @operation
     def widen(typingctx, vector):
         kind = Vector(vector.lanes, bits)
 

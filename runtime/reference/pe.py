@@ -1,4 +1,4 @@
-"""Accumulate and Multiply: every tap gathered (im2col), one matrix product, and the counts taken from the gathered bits."""
+"""Accumulate and Multiply: every tap gathered (im2col), one matrix product, and counts of the gathered bits."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _count(each: Accumulate, gathered: NDArray[np.generic], machine: Machine, sh
 
 
 def _work(tasks: Integers, overhead: Integers, machine: Machine) -> int:
-    """Weight rows fetched, [steps, pairs, tap, inputs], and overhead [steps, pairs], as the weight port lets them run."""
+    """Cycles for weight rows [steps, pairs, tap, inputs] and overhead [steps, pairs], as the weight port has it."""
     width = -(-tasks.shape[3] // 16) * 16
     padded = np.pad(tasks, ((0, 0), (0, 0), (0, 0), (0, width - tasks.shape[3])))
     by_word = padded.reshape(*tasks.shape[:2], -1, 16).sum(axis=-1)

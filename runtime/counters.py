@@ -1,0 +1,159 @@
+"""Every counter by name, unit and definition; their values for each input and layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from isa.errors import CStepError
+from isa.instructions import Accumulate
+from isa.word import Unit
+from runtime.decoded import Decoded
+from runtime.record import RECORD
+from runtime.timeline import CAUSES, Timeline
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What one number means."""
+
+    name: str
+    unit: str
+    definition: str
+
+
+def _cycles() -> tuple[Counter, ...]:
+    units = [unit.name.lower() for unit in Unit if unit != Unit.CONTROL]
+    busy = [Counter(f"busy_{unit}", "cycles", f"cycles in which the {unit} unit works") for unit in units]
+    stalls = [
+        Counter(f"stall_{unit}_{cause}", "cycles", f"cycles in which the {unit} unit waits for {_CAUSE_TEXT[cause]}")
+        for unit in units
+        for cause in CAUSES
+        if cause != unit and not (unit == "dma" and cause in ("dram", "dma_order"))
+    ]
+    return (*busy, *stalls)
+
+
+_CAUSE_TEXT = {
+    "dram": "a copy in transfer",
+    "dma_order": "a copy that started late",
+    "pe": "the PEs",
+    "neuron": "the neuron unit",
+    "sfu": "the SFU",
+    "control": "control",
+}
+
+COUNTERS: tuple[Counter, ...] = (
+    Counter("sop_dense", "operations", "accumulations if every input bit were set, borders exact, planes once"),
+    Counter("sop_bit", "operations", "set input bits under the taps x outputs: accumulations without sharing"),
+    Counter("sop_value", "operations", "spike values under the taps x outputs: set bits << plane"),
+    Counter("common", "operations", "bits set in both pixels of a pair x outputs"),
+    Counter("sop_union", "operations", "sop_bit - common: accumulations with sharing, the merges not counted"),
+    Counter("merges", "operations", "2 x outputs for each pair and step with anything common, where shared"),
+    Counter("sop_hw", "operations", "what the PEs do: sop_union + merges where shared, sop_bit elsewhere"),
+    Counter("mac", "operations", "multiply-accumulates of the SFU: image, attention, head"),
+    Counter("add", "operations", "additions of residuals, count trains and features"),
+    Counter("neuron_updates", "operations", "membrane updates"),
+    Counter("pool_taps", "operations", "spikes looked at by pooling"),
+    Counter("words_read", "words", "spike words of pair unions that are non-zero, per tap"),
+    Counter("words_skipped", "words", "spike words of pair unions that the word mask skips, per tap"),
+    Counter("dram_weight_bytes", "bytes", "weights over DRAM"),
+    Counter("dram_constant_bytes", "bytes", "biases and thresholds over DRAM"),
+    Counter("dram_spike_bytes", "bytes", "non-zero spike words over DRAM"),
+    Counter("dram_mask_bytes", "bytes", "word masks of spikes over DRAM"),
+    Counter("dram_membrane_bytes", "bytes", "membranes over DRAM"),
+    Counter("dram_image_bytes", "bytes", "input image or events over DRAM"),
+    Counter("dram_output_bytes", "bytes", "logits and other results over DRAM"),
+    Counter("weight_buffer_bytes", "bytes", "weight buffer, both directions; every PE fetches its own rows"),
+    Counter("spike_buffer_bytes", "bytes", "spike buffer, both directions"),
+    Counter("output_buffer_bytes", "bytes", "output buffer (accumulators, membranes, results), both directions"),
+    Counter("constant_buffer_bytes", "bytes", "constant buffer, both directions"),
+    Counter("cycles", "cycles", "by how much the instructions moved the end of the program; layers add up"),
+    *_cycles(),
+)
+
+INDEX = {counter.name: index for index, counter in enumerate(COUNTERS)}
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Values of all counters for some inputs: int64 [inputs, layers, counters], axes named by `layers` and INDEX.
+
+    A program without layer marks has one layer; what comes before the first mark belongs to layer 0.
+    """
+
+    layers: tuple[str, ...]
+    values: NDArray[np.int64]
+
+    def by_layer(self, name: str) -> NDArray[np.int64]:
+        """One counter, int64 [inputs, layers]."""
+        if name not in INDEX:
+            raise CStepError(f"counter {name}: no such counter; there are {', '.join(INDEX)}")
+        return self.values[:, :, INDEX[name]]
+
+    def total(self, name: str) -> NDArray[np.int64]:
+        """One counter over all layers, int64 [inputs]."""
+        return self.by_layer(name).sum(axis=1)
+
+    def totals(self) -> dict[str, NDArray[np.int64]]:
+        """All counters over all layers."""
+        return {name: self.total(name) for name in INDEX}
+
+
+def static_counts(program: Decoded) -> NDArray[np.int64]:
+    """What the program counts whatever the input, int64 [layers, counters]."""
+    values = np.zeros((program.layers, len(COUNTERS)), np.int64)
+    for layer, counts in zip(program.layer, program.static, strict=True):
+        for name, count in counts.items():
+            values[layer, INDEX[name]] += count
+    return values
+
+
+def sharing(program: Decoded, share: bool) -> NDArray[np.bool_]:
+    """[n]: whether each instruction shares what a pair has in common."""
+    return np.array([share and isinstance(each, Accumulate) and bool(each.share) for each in program.instructions])
+
+
+def count(
+    program: Decoded,
+    static: NDArray[np.int64],
+    shared: NDArray[np.bool_],
+    record: NDArray[np.int64],
+    times: Timeline,
+) -> NDArray[np.int64]:
+    """All counters of one input, int64 [layers, counters], from its record [n, columns]."""
+    values = static.copy()
+    by_layer = np.zeros((program.layers, record.shape[1]), np.int64)
+    saved = np.zeros(program.layers, np.int64)
+    _add_by_layer(record, program.layer, shared, by_layer, saved)
+    for name, column in RECORD._asdict().items():
+        if name in INDEX:
+            values[:, INDEX[name]] += by_layer[:, column]
+    values[:, INDEX["sop_union"]] = values[:, INDEX["sop_bit"]] - values[:, INDEX["common"]]
+    values[:, INDEX["sop_hw"]] = values[:, INDEX["sop_bit"]] - saved + values[:, INDEX["merges"]]
+    values[:, INDEX["cycles"]] = times.frontier
+    for unit in Unit:
+        name = unit.name.lower()
+        if unit != Unit.CONTROL:
+            values[:, INDEX[f"busy_{name}"]] = times.busy[:, unit]
+        for cause, cause_name in enumerate(CAUSES):
+            if f"stall_{name}_{cause_name}" in INDEX:
+                values[:, INDEX[f"stall_{name}_{cause_name}"]] = times.stalls[:, unit, cause]
+    return values
+
+
+COMMON = RECORD.common
+
+
+@njit(nogil=True, cache=True)
+def _add_by_layer(record, layer_of, shared, by_layer, saved) -> None:
+    """Sum the rows of a layer; `saved` sums what is common where that is shared."""
+    for index in range(len(record)):
+        layer = layer_of[index]
+        for column in range(record.shape[1]):
+            by_layer[layer, column] += record[index, column]
+        if shared[index]:
+            saved[layer] += record[index, COMMON]

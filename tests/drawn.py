@@ -1,0 +1,245 @@
+"""Instructions drawn at random that fit the c-step machine, for tests that execute them on random memories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from isa.errors import CStepError
+from isa.instructions import (
+    Accumulate,
+    Add,
+    Attend,
+    Classify,
+    Fire,
+    Load,
+    Multiply,
+    Pool,
+    Store,
+    Sum,
+    words_of,
+)
+from isa.machine import load_machine
+from isa.word import Charge, Instruction, Region, Traffic
+from runtime.decoded import region_bytes
+
+MEMORY_BYTES = 1500
+DRAM_BYTES = 4096
+FLAG = st.integers(0, 1)
+CHANNELS = st.sampled_from([1, 5, 7, 16, 17, 20, 32, 33, 40, 64, 65, 70, 80, 130])
+SPIKES_AT, RESULT_AT, VALUES_AT = 200, 20000, 12000
+MEMBRANES_AT = 60000
+
+
+@st.composite
+def windows(draw: st.DrawFn, wide: bool = True) -> dict[str, int]:
+    """Geometry of a window: odd widths, strides, padding, input channels that fill words or do not."""
+    kernel_rows, kernel_columns, stride = (draw(st.integers(1, 3)) for _ in range(3))
+    input_rows, input_columns = draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    top, left = draw(st.integers(0, kernel_rows - 1)), draw(st.integers(0, kernel_columns - 1))
+    inputs = draw(CHANNELS | st.just(600) if wide and input_rows * input_columns < 8 else CHANNELS)
+    pixel_stride = 2 * words_of(inputs) + draw(st.sampled_from([0, 0, 2]))
+    return {
+        "steps": draw(st.integers(1, 3)),
+        "rows": draw(st.integers(1, (input_rows + top - 1) // stride + 1)),
+        "columns": draw(st.integers(1, (input_columns + left - 1) // stride + 1)),
+        "input_rows": input_rows,
+        "input_columns": input_columns,
+        "kernel_rows": kernel_rows,
+        "kernel_columns": kernel_columns,
+        "stride": stride,
+        "top": top,
+        "left": left,
+        "inputs": inputs,
+        "pixel_stride": pixel_stride,
+        "step_stride": pixel_stride * input_rows * input_columns + draw(st.sampled_from([0, 2])),
+    }
+
+
+@st.composite
+def accumulates(draw: st.DrawFn) -> Accumulate:
+    return Accumulate(**draw(windows()), **draw(accumulate_sides()), spikes=2 * draw(st.integers(0, 100)))
+
+
+@st.composite
+def accumulate_sides(draw: st.DrawFn) -> dict[str, Any]:
+    """All of an Accumulate that does not say which spikes it reads."""
+    return {
+        "weights": draw(st.integers(0, 99)),
+        "accumulators": 4 * draw(st.integers(0, 50)),
+        "outputs": draw(CHANNELS),
+        "plane": draw(st.integers(0, 2)),
+        "fresh": draw(FLAG),
+        "share": draw(FLAG),
+    }
+
+
+@st.composite
+def multiplies(draw: st.DrawFn) -> Multiply:
+    window = draw(windows(wide=False))
+    window["pixel_stride"] = window["inputs"] + draw(FLAG)
+    pixels = window["input_rows"] * window["input_columns"]
+    window["step_stride"] = draw(st.sampled_from([0, window["pixel_stride"] * pixels]))
+    weights, values = draw(st.integers(0, 99)), draw(st.integers(0, 99))
+    accumulators, outputs = 4 * draw(st.integers(0, 50)), draw(CHANNELS)
+    return Multiply(
+        **window, values=values, weights=weights, accumulators=accumulators, outputs=outputs, fresh=draw(FLAG)
+    )
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> Pool:
+    window = draw(windows())
+    result_step_stride = window["rows"] * window["columns"] * window["pixel_stride"] + draw(st.sampled_from([0, 2]))
+    return Pool(**window, spikes=0, result=RESULT_AT, result_step_stride=result_step_stride)
+
+
+@st.composite
+def fires(draw: st.DrawFn) -> Fire:
+    """Neurons of every charge and reset, in place on the residual or not, within 32 bits or far beyond."""
+    outputs, pixels, steps = draw(CHANNELS), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    pixel_stride = 2 * words_of(outputs) + draw(st.sampled_from([0, 0, 4]))
+    step_stride = pixel_stride * pixels + draw(st.sampled_from([0, 2]))
+    return Fire(
+        accumulators=0,
+        constants=4 * draw(st.integers(0, 9)),
+        membranes=MEMBRANES_AT,
+        residual=SPIKES_AT,
+        result=draw(st.sampled_from([SPIKES_AT, RESULT_AT])),
+        residual_planes=draw(st.integers(0, 3)),
+        planes=draw(st.integers(1, 3)),
+        steps=steps,
+        pixels=pixels,
+        outputs=outputs,
+        shift=draw(st.sampled_from([0, 1, 3, 15])),
+        charge=draw(st.sampled_from(Charge)),
+        multiplier=draw(st.sampled_from([0, 1, 1, 3, 65535])),
+        divisor=draw(st.sampled_from([0, 1, 1, 4, 31])),
+        start=draw(FLAG),
+        soft=draw(FLAG),
+        plane_stride=step_stride * steps + draw(st.sampled_from([0, 2])),
+        step_stride=step_stride,
+        pixel_stride=pixel_stride,
+    )
+
+
+@st.composite
+def adds(draw: st.DrawFn) -> Add:
+    pixels, words = draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    planes = [draw(st.integers(1, 5)) for _ in range(3)]
+    return Add(
+        left=0,
+        right=3000,
+        result=draw(st.sampled_from([0, 6000])),
+        left_planes=planes[0],
+        right_planes=planes[1],
+        planes=planes[2],
+        pixels=pixels,
+        words=words,
+        plane_stride=pixels * words * 2 + draw(st.sampled_from([0, 2])),
+    )
+
+
+@st.composite
+def attends(draw: st.DrawFn) -> Attend:
+    """Heads that begin anywhere in a word, and fill words or do not."""
+    heads, width = draw(st.integers(1, 4)), draw(st.sampled_from([3, 8, 16, 20, 32, 50]))
+    first_bit, queries, keys = draw(st.integers(0, 15)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    pixel_stride = 2 * words_of(first_bit + heads * width) + draw(st.sampled_from([0, 2]))
+    return Attend(
+        q=0,
+        k=5000,
+        v=draw(st.sampled_from([5000, VALUES_AT])),
+        accumulators=100,
+        steps=draw(st.integers(1, 3)),
+        queries=queries,
+        keys=keys,
+        heads=heads,
+        width=width,
+        first_bit=first_bit,
+        pixel_stride=pixel_stride,
+        query_step_stride=pixel_stride * queries,
+        key_step_stride=pixel_stride * keys,
+        values_first=draw(FLAG),
+    )
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> Sum:
+    inputs, tokens = draw(CHANNELS), draw(st.integers(1, 9))
+    pixel_stride = 2 * words_of(inputs) + draw(st.sampled_from([0, 2]))
+    return Sum(
+        spikes=2 * draw(st.integers(0, 50)),
+        features=400,
+        steps=draw(st.integers(1, 3)),
+        tokens=tokens,
+        inputs=inputs,
+        pixel_stride=pixel_stride,
+        step_stride=pixel_stride * tokens,
+        plane=draw(st.integers(0, 2)),
+        fresh=draw(FLAG),
+    )
+
+
+@st.composite
+def classifies(draw: st.DrawFn) -> Classify:
+    weights, inputs, outputs = draw(st.integers(0, 99)), draw(st.integers(1, 50)), draw(st.integers(1, 30))
+    places = {"features": 0, "weights": weights, "constants": 4, "logits": 9000}
+    return Classify(**places, inputs=inputs, outputs=outputs, fresh=draw(FLAG))
+
+
+@st.composite
+def copies(draw: st.DrawFn) -> Load | Store:
+    """Copies of every traffic, between DRAM's two halves and every buffer, merged or not."""
+    spikes = draw(st.booleans())
+    regions = [Region.SPIKE] if spikes else [Region.WEIGHT, Region.SPIKE, Region.OUTPUT, Region.CONSTANT]
+    size = draw(st.integers(1, 40)) * (2 if spikes else 1)
+    rows, gap = draw(st.integers(1, 4)), st.sampled_from([0, 0, 6])
+    dram, buffer = size + draw(gap), size + draw(gap)
+    shape = {
+        "region": draw(st.sampled_from(regions)),
+        "traffic": Traffic.SPIKE if spikes else draw(st.sampled_from([t for t in Traffic if t != Traffic.SPIKE])),
+        "blocks": draw(st.integers(1, 4)),
+        "rows": rows,
+        "bytes": size,
+        "dram_row_stride": dram,
+        "dram_block_stride": dram * rows + draw(gap),
+        "buffer_row_stride": buffer,
+        "buffer_block_stride": buffer * rows + draw(gap),
+    }
+    near = 2 * draw(st.integers(0, 30))
+    if draw(st.booleans()):
+        return Load(**shape, source=draw(st.sampled_from([0, 2048])), target=near)
+    return Store(**shape, source=near, target=2048)
+
+
+ANY = st.one_of(copies(), accumulates(), multiplies(), attends(), sums(), classifies(), fires(), pools(), adds())
+"""Any instruction that changes the machine's memories."""
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[Instruction]:
+    """Several layers on the same spikes, with anything in between that may or may not overwrite these spikes."""
+    first = draw(accumulates())
+    code: list[Instruction] = [first]
+    for _ in range(draw(st.integers(1, 4))):
+        if draw(st.booleans()):
+            code.append(draw(ANY))
+        values = {name: getattr(first, name) for name, _ in first.layout}
+        code.append(Accumulate(**values | draw(accumulate_sides())))
+    return code
+
+
+SIZES = region_bytes(load_machine("c-step"), DRAM_BYTES)
+
+
+def fits(each: Instruction) -> bool:
+    """Whether the fields agree with each other, and every address lies in its memory, in one half of DRAM."""
+    try:
+        each.check()
+    except CStepError:
+        return False
+    in_memory = all(access.stop <= SIZES[access.region] for access in each.accesses())
+    crosses = isinstance(each, Load) and each.source < MEMORY_BYTES < each.source + each.extents()["source"].span
+    return in_memory and not crosses

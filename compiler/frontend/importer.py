@@ -140,7 +140,7 @@ class Importer:
         """A name for a result, used once: the module's own path, or `name` inside the module it is called in."""
         path = module if module is not None else f"{self._module_path}.{name}" if self._module_path else name
         self._hints[path] = count = self._hints.get(path, 0) + 1
-        return path if count == 1 else f"{path}.call{count}"
+        return path if count == 1 else f"{path}_{count}"
 
     def refuse(self, message: str) -> CStepError:
         return CStepError(f"{self.where}: {message}")

@@ -148,9 +148,9 @@ def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor) -> Tens
 
 @meaning(spike.Align)
 def align(op: spike.Align, weights: Weights, x: Tensor) -> Tensor:
-    """(x << shift) + bias."""
-    bias = _bias(op, weights)
-    shifted = x << op.get("shift")
+    """(x << shift) + bias; a negative shift goes right and rounds half up."""
+    bias, shift = _bias(op, weights), op.get("shift")
+    shifted = x << shift if shift >= 0 else (x + (1 << -shift >> 1)) >> -shift
     return shifted if bias is None else shifted + bias
 
 

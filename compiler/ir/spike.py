@@ -230,7 +230,10 @@ class IntegerLif(SpikeOperation):
 
 @irdl_op_definition
 class Align(SpikeOperation):
-    """Accumulators in units of the membrane: (x << shift) + bias, `bias` int32 per channel of the last dimension."""
+    """Accumulators in units of the membrane: (x << shift) + bias, `bias` int32 per channel of the last dimension.
+
+    A negative shift goes right and rounds half up.
+    """
 
     name = "spike.align"
     input = operand_def(Train)

@@ -1,0 +1,171 @@
+"""Chains of `reshape` and `transpose`, as one permutation of the factors of the source's dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from xdsl.ir import SSAValue
+
+from compiler.ir import spike
+from compiler.ir.types import Shaped, shaped
+
+Emit = Callable[[spike.SpikeOperation], SSAValue]
+LAYOUT_OPS = (spike.Reshape, spike.Transpose)
+
+
+@dataclass(eq=False)
+class Factor:
+    """A factor of a dimension's size."""
+
+    size: int
+
+
+class Layout:
+    """How the result of a chain of layout ops holds the elements of its source.
+
+    `source` and `result` hold the same factors: `source` in the row-major order of the source, grouped by its
+    dimensions; `result` likewise. Factors of size 1 are left out: they move nothing.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        self.source = [[Factor(size)] if size != 1 else [] for size in sizes]
+        self.result = [list(group) for group in self.source]
+        self.result_sizes = sizes
+
+    def transpose(self, order: tuple[int, ...]) -> None:
+        self.result = [self.result[index] for index in order]
+        self.result_sizes = tuple(self.result_sizes[index] for index in order)
+
+    def reshape(self, sizes: tuple[int, ...]) -> bool:
+        """Regroup; False where a dimension's size does not divide (the layout is then unusable)."""
+        factors = [factor for group in self.result for factor in group]
+        groups: list[list[Factor]] = []
+        for size in sizes:
+            group: list[Factor] = []
+            rest = size
+            while rest > 1:
+                factor = factors.pop(0)
+                if factor.size > rest:
+                    if factor.size % rest:
+                        return False
+                    first, second = Factor(rest), Factor(factor.size // rest)
+                    self._split(factor, first, second)
+                    factors.insert(0, second)
+                    factor = first
+                if rest % factor.size:
+                    return False
+                group.append(factor)
+                rest //= factor.size
+            groups.append(group)
+        self.result, self.result_sizes = groups, sizes
+        return True
+
+    def _split(self, factor: Factor, first: Factor, second: Factor) -> None:
+        for group in self.source:
+            for index, member in enumerate(group):
+                if member is factor:
+                    group[index : index + 1] = [first, second]
+
+    @property
+    def permutation(self) -> list[int]:
+        """For each factor of the result, its place in the source."""
+        place = {id(f): i for i, f in enumerate(f for group in self.source for f in group)}
+        return [place[id(f)] for group in self.result for f in group]
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether elements stay in row-major order: at most a reshape."""
+        permutation = self.permutation
+        return permutation == sorted(permutation)
+
+    def same_as(self, other: Layout) -> bool:
+        """Whether both put every element into the same place."""
+        return (
+            self.sizes == other.sizes
+            and self.result_sizes == other.result_sizes
+            and self._element_order() == other._element_order()
+        )
+
+    def _element_order(self) -> list[tuple[int, int]]:
+        """The result's factors as (stride in the source, size), adjacent ones that run on merged."""
+        sizes = [f.size for group in self.source for f in group]
+        merged: list[tuple[int, int]] = []
+        for place in self.permutation:
+            stride, size = prod(sizes[place + 1 :]), sizes[place]
+            if merged and merged[-1][0] == stride * size:
+                merged[-1] = (stride, merged[-1][1] * size)
+            else:
+                merged.append((stride, size))
+        return merged
+
+    def source_dimension(self, dimension: int) -> int | None:
+        """The source dimension that is exactly result dimension `dimension`, or None."""
+        wanted = [id(f) for f in self.result[dimension]]
+        for index, group in enumerate(self.source):
+            if [id(f) for f in group] == wanted and self.sizes[index] == self.result_sizes[dimension]:
+                return index
+        return None
+
+    def runs(self) -> list[list[int]]:
+        """Maximal runs of consecutive source factors in the result, as lists of source places."""
+        runs: list[list[int]] = []
+        for place in self.permutation:
+            if runs and runs[-1][-1] + 1 == place:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+        return runs
+
+    def emit(self, value: SSAValue, emit: Emit, source: str, hint: str, *, inverse: bool = False) -> SSAValue:
+        """Emit this layout (or its inverse) on `value` as at most reshape, transpose, reshape."""
+        sizes = [f.size for group in self.source for f in group]
+        runs = self.runs()
+        by_source = sorted(runs)
+        widths = [prod(sizes[place] for place in run) for run in by_source]
+        order = [by_source.index(run) for run in runs]
+        if inverse:
+            widths = [widths[index] for index in order]
+            order = [order.index(index) for index in range(len(order))]
+        target = self.sizes if inverse else self.result_sizes
+        if order != sorted(order):
+            value = _reshaped(value, tuple(widths), emit, source, hint)
+            result = shaped(value.type).with_sizes([widths[index] for index in order])
+            value = emit(spike.Transpose.make(value, result=result, source=source, hint=hint, order=tuple(order)))
+        return _reshaped(value, target, emit, source, hint)
+
+
+def _reshaped(value: SSAValue, sizes: tuple[int, ...], emit: Emit, source: str, hint: str) -> SSAValue:
+    kind: Shaped = shaped(value.type)
+    if kind.sizes == sizes:
+        return value
+    return emit(spike.Reshape.make(value, result=kind.with_sizes(sizes), source=source, hint=hint))
+
+
+def chain_to(value: SSAValue) -> tuple[SSAValue, Layout]:
+    """The first value above `value` that no layout op makes, and the layout from it to `value`."""
+    ops: list[spike.SpikeOperation] = []
+    source = value
+    while isinstance(source.owner, LAYOUT_OPS):
+        ops.append(source.owner)
+        source = source.owner.operands[0]
+    layout = Layout(shaped(source.type).sizes)
+    for op in reversed(ops):
+        if isinstance(op, spike.Transpose):
+            layout.transpose(op.get("order"))
+        elif not layout.reshape(op.result_type.sizes):
+            return op.results[0], _through(ops, op)
+    return source, layout
+
+
+def _through(ops: list[spike.SpikeOperation], stop: spike.SpikeOperation) -> Layout:
+    """The layout of the ops below `stop` (`ops` runs from the result upwards)."""
+    layout = Layout(stop.result_type.sizes)
+    for op in reversed(ops[: ops.index(stop)]):
+        if isinstance(op, spike.Transpose):
+            layout.transpose(op.get("order"))
+        elif not layout.reshape(op.result_type.sizes):  # two sizes that share no factors: start again below
+            return Layout(op.result_type.sizes)
+    return layout

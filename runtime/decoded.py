@@ -27,16 +27,25 @@ def columns(kind: type[Instruction]) -> Any:
     return namedtuple(kind.__name__, names)(*range(len(names)))
 
 
+SPARE_EVENTS = 64
+"""Entries behind a list of events that may be written."""
+
+
 class Scratch:
     """Sizes of what the fast kernels keep beside the machine's state, each the most any instruction needs."""
 
     def __init__(self, code: tuple[Instruction, ...]) -> None:
         accumulates = [each for each in code if isinstance(each, Accumulate)]
         attends = [each for each in code if isinstance(each, Attend)]
-        self.events = max((a.input_rows * a.input_columns * a.inputs for a in accumulates), default=0)
+        self.events = max((a.steps * (_pixels(a) * a.inputs + SPARE_EVENTS) for a in accumulates), default=0)
+        self.starts = max((a.steps * (_pixels(a) + 1) for a in accumulates), default=0)
         self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in accumulates), default=0)
         self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in accumulates), default=0)
         self.head = max((a.width * (a.width + 16) for a in attends), default=0)
+
+
+def _pixels(each: Accumulate) -> int:
+    return each.input_rows * each.input_columns
 
 
 @dataclass(frozen=True)
@@ -137,5 +146,5 @@ def _check_addresses(program: Program) -> None:
             raise CStepError(f"{where}: target={each.target} is the program's own memory (0..{image - 1}), only read")
         if isinstance(each, Copy) and each.region == Region.DRAM:
             raise CStepError(f"{where}: region=0 (dram); a copy goes between DRAM and a buffer")
-        if isinstance(each, Accumulate) and each.input_rows * each.input_columns * each.inputs > 1 << 24:
+        if isinstance(each, Accumulate) and each.steps * _pixels(each) * each.inputs > 1 << 24:
             raise CStepError(f"{where}: input pixels overlap; they must lie side by side in the spike buffer")

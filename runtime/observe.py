@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isa.errors import CStepError
 from isa.instructions import Fire, words_of
 from isa.program import Program
+from runtime.reference.neuron import currents_of
 from runtime.reference.spikes import bits_of, int32_at, word_indices
 from runtime.state import State
 
@@ -53,7 +54,7 @@ def before_fire(each: Fire, state: State) -> Before:
     shape = (each.steps, each.pixels, each.outputs)
     sums = int32_at(state.output, each.accumulators, each.steps * each.pixels * each.outputs).reshape(shape)
     bias = int32_at(state.constant, each.constants, each.outputs)
-    return Before((sums << each.shift) + bias, _values(each, state, each.residual, each.residual_planes))
+    return Before(currents_of(each, sums, bias), _values(each, state, each.residual, each.residual_planes))
 
 
 def after_fire(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from isa.errors import CStepError
 from isa.program import Program
 
 
-def quantise_input(program: Program, x: NDArray[np.float32]) -> NDArray[np.int8]:
+def quantise_input(program: Program, x: NDArray[Any]) -> NDArray[np.int8]:
     """int8 [inputs, steps, height, width, channels] of float32 [inputs, (steps,) channels, height, width].
 
     An image's integers are clip(rint(x / scale), -127, 127) in float64, one step; events are counts, scale 1.

@@ -112,6 +112,7 @@ def fires(draw: st.DrawFn) -> Fire:
         steps=steps,
         pixels=pixels,
         outputs=outputs,
+        drop=draw(st.sampled_from([0, 0, 1, 5, 15])),
         shift=draw(st.sampled_from([0, 1, 3, 15])),
         charge=draw(st.sampled_from(Charge)),
         multiplier=draw(st.sampled_from([0, 1, 1, 3, 65535])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from isa.word import Region, Traffic
+from runtime.fast.held import forget
 from runtime.fast.places import LOAD, STORE
 from runtime.fast.scalar import copy_bytes, load_u32, popcount, store_32
 from runtime.fast.vector import nonzero, vector_load
@@ -55,7 +56,7 @@ def buffer_at(memories, region):
 
 
 @njit
-def copy(row, loads, memories, sizes, record):
+def copy(row, loads, memories, scratch, sizes, record):
     """All runs of a Load or Store; the two have the same columns but for which address is which."""
     dram, near = (row[LOAD.source], row[LOAD.target]) if loads else (row[STORE.target], row[STORE.source])
     far = memories.memory + dram if dram < memories.memory_bytes else memories.private + dram - memories.memory_bytes
@@ -63,6 +64,9 @@ def copy(row, loads, memories, sizes, record):
     compressed, merged = row[LOAD.traffic] == COMPRESSED, merged_loops(row)
     mask_bytes = (size // 2 + 7) >> 3
     group, bursts, words = 0, 0, 0
+    if loads and row[LOAD.region] == SPIKE:
+        last = (row[LOAD.blocks] - 1) * row[LOAD.buffer_block_stride] + (rows - 1) * row[LOAD.buffer_row_stride]
+        forget(scratch.held, near, last + size)
     for block in range(row[LOAD.blocks]):
         for run in range(rows):
             there = far + block * row[LOAD.dram_block_stride] + run * row[LOAD.dram_row_stride]

@@ -7,27 +7,27 @@ from numba.core.registry import cpu_target
 
 from runtime.fast.places import ACCUMULATE
 from runtime.fast.scalar import load_64, lowest_bit, popcount, store_32
-from runtime.fast.vector import low_lanes, vector_count, vector_load, vector_splat, vector_store, vector_unsigned
+from runtime.fast.vector import low_lanes, vector_count, vector_part, vector_splat, vector_store, vector_unsigned
 
 _CODEGEN = cpu_target.target_context.codegen()  # pyright: ignore[reportAttributeAccessIssue]
 HAS_COMPRESS = "+avx512vbmi2" in _CODEGEN.magic_tuple()[2]
 """Whether one instruction packs the set bits of a 64-bit word; elsewhere a loop over them is faster."""
 
-SPARE_EVENTS = 64
-"""Entries behind a list that may be written."""
-
 _numbers = vector_count(64, 8)
 _widen = vector_unsigned(32)
-_splat = vector_splat(64, 32)
-load_octets = vector_load(64, 8)
+_splat = vector_splat(32, 32)
+_low_half, _high_half = vector_part(32, 0), vector_part(32, 32)
 
 
 @njit
 def put_events(word, base, events):
     """Append base + i for every set bit i of `word` at the address `events`; returns the address behind them."""
     if HAS_COMPRESS:
-        vector_store(events, _widen(low_lanes(_numbers(), word)) + _splat(base))
-        return events + 4 * popcount(word)
+        packed, count = low_lanes(_numbers(), word), popcount(word)
+        vector_store(events, _widen(_low_half(packed)) + _splat(base))
+        if count > 32:
+            vector_store(events + 128, _widen(_high_half(packed)) + _splat(base))
+        return events + 4 * count
     while word != 0:
         store_32(events, base + lowest_bit(word))
         word &= word - 1

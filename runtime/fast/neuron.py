@@ -8,6 +8,7 @@ from numba import njit
 
 from isa.word import Charge
 from runtime.fast.dma import refresh_mask
+from runtime.fast.held import forget
 from runtime.fast.places import ADD, FIRE, POOL
 from runtime.fast.scalar import load_64, load_u16, store_16, store_64
 from runtime.fast.vector import (
@@ -38,43 +39,55 @@ def _fire_lanes(bits: int) -> Any:
         outputs, pixels, steps = row[FIRE.outputs], row[FIRE.pixels], row[FIRE.steps]
         constants = memories.constant + row[FIRE.constants] + 4 * first
         bias, threshold = widen(_load_32s(constants)), widen(_load_32s(constants + 4 * outputs))
-        charge, soft, start = row[FIRE.charge], row[FIRE.soft], row[FIRE.start]
+        charge, soft, start, scaled = row[FIRE.charge], row[FIRE.soft], row[FIRE.start], row[FIRE.multiplier] != 1
         shift, multiplier = splat(row[FIRE.shift]), splat(row[FIRE.multiplier])
+        drop, dropped = splat(row[FIRE.drop]), splat(1 << row[FIRE.drop] >> 1)
         half, divisor = splat(1 << row[FIRE.divisor] >> 1), splat(row[FIRE.divisor])
         zero, lowest, highest, keep = splat(0), splat(-(1 << 15)), splat((1 << 15) - 1), (1 << lanes) - 1
-        words = first >> 3
-        for pixel in range(pixels):
-            place = memories.output + row[FIRE.membranes] + 2 * (pixel * outputs + first)
-            v = zero if start else widen(_load_16s(place))
-            for step in range(steps):
-                sums = memories.output + row[FIRE.accumulators] + 4 * ((step * pixels + pixel) * outputs + first)
-                x = (widen(_load_32s(sums)) << shift) + bias
+        membranes = memories.output + row[FIRE.membranes] + 2 * first
+        result, residual = memories.spike + row[FIRE.result], memories.spike + row[FIRE.residual]
+        planes, residual_planes, plane_stride = row[FIRE.planes], row[FIRE.residual_planes], row[FIRE.plane_stride]
+        step_stride, pixel_stride = row[FIRE.step_stride], row[FIRE.pixel_stride]
+        step_sums, pixel_offset = 4 * pixels * outputs, first >> 3
+        pixel_sums = memories.output + row[FIRE.accumulators] + 4 * first
+        for _ in range(pixels):
+            v = zero if start else widen(_load_16s(membranes))
+            sums, offset = pixel_sums, pixel_offset
+            for _ in range(steps):
+                x = (((widen(_load_32s(sums)) + dropped) >> drop) << shift) + bias
                 if charge == LIF:
-                    h = v + (((x - v) * multiplier + half) >> divisor)
+                    h = v + ((((x - v) * multiplier if scaled else x - v) + half) >> divisor)
                 elif charge == UNDECAYED:
-                    h = v + x - ((v * multiplier + half) >> divisor)
+                    h = v + x - (((v * multiplier if scaled else v) + half) >> divisor)
                 else:
                     h = v + x
                 spikes = at_least(h, threshold)
                 v = choose(spikes, h - threshold if soft else zero, h)
                 v = choose(at_least(v, lowest), v, lowest)
                 v = choose(at_least(highest, v), v, highest)
-                offset = step * row[FIRE.step_stride] + pixel * row[FIRE.pixel_stride] + words
-                emit(row, memories, offset, spikes & keep, keep)
-            store_lanes(place, _narrow(v), keep)
+                if planes == 1 and residual_planes == 0:
+                    store_16(result + offset, spikes & keep)
+                else:
+                    emit(result + offset, residual + offset, planes, residual_planes, plane_stride, spikes & keep, keep)
+                sums += step_sums
+                offset += step_stride
+            store_lanes(membranes, _narrow(v), keep)
+            membranes += 2 * outputs
+            pixel_sums += 4 * outputs
+            pixel_offset += pixel_stride
 
     return fire_lanes
 
 
 @njit
-def emit(row, memories, offset, spikes, keep):
+def emit(result, residual, planes, residual_planes, plane_stride, spikes, keep):
     """Write one word of spikes, added to the residual's planes bit by bit; only the bits in `keep` exist."""
-    result, residual = memories.spike + row[FIRE.result] + offset, memories.spike + row[FIRE.residual] + offset
-    for plane in range(row[FIRE.planes]):
-        stride = plane * row[FIRE.plane_stride]
-        held = load_u16(residual + stride) & keep if plane < row[FIRE.residual_planes] else 0
-        store_16(result + stride, held ^ spikes)
+    for plane in range(planes):
+        held = load_u16(residual) & keep if plane < residual_planes else 0
+        store_16(result, held ^ spikes)
         spikes &= held
+        result += plane_stride
+        residual += plane_stride
 
 
 _fire_32, _fire_64 = _fire_lanes(32), _fire_lanes(64)
@@ -100,17 +113,23 @@ def fits_32_bits(row, memories):
     """Whether no step of the neurons' arithmetic can leave 32 bits, seen from the accumulators as they are."""
     outputs, half = row[FIRE.outputs], 1 << row[FIRE.divisor] >> 1
     sums = magnitude(memories.output + row[FIRE.accumulators], row[FIRE.steps] * row[FIRE.pixels] * outputs)
-    current = (sums << row[FIRE.shift]) + magnitude(memories.constant + row[FIRE.constants], outputs)
+    sums += 1 << row[FIRE.drop]
+    current = (((sums >> row[FIRE.drop]) + 1) << row[FIRE.shift]) + magnitude(
+        memories.constant + row[FIRE.constants], outputs
+    )
     product = (current + (1 << 15)) * max(row[FIRE.multiplier], 1) + half
     reset = magnitude(memories.constant + row[FIRE.constants] + 4 * outputs, outputs) if row[FIRE.soft] else 0
-    return product + current + reset + (1 << 17) < 1 << 31 and row[FIRE.divisor] < 31
+    return sums + product + current + reset + (1 << 17) < 1 << 31 and row[FIRE.divisor] < 31
 
 
 @njit
-def fire(row, memories):
+def fire(row, memories, scratch):
     """All neurons of a Fire."""
     outputs = row[FIRE.outputs]
     narrow = fits_32_bits(row, memories)
+    last = (row[FIRE.planes] - 1) * row[FIRE.plane_stride] + (row[FIRE.steps] - 1) * row[FIRE.step_stride]
+    last += (row[FIRE.pixels] - 1) * row[FIRE.pixel_stride]
+    forget(scratch.held, row[FIRE.result], last + 2 * ((outputs + 15) >> 4))
     for first in range(0, outputs, LANES):
         if narrow:
             _fire_32(row, memories, first, min(outputs - first, LANES))
@@ -134,9 +153,11 @@ def refresh_pixels(memories, place, pixels, stride, size):
 
 
 @njit
-def pool(row, memories):
+def pool(row, memories, scratch):
     """The OR of the words under every window, four words at a time."""
     size = 2 * ((row[POOL.inputs] + 15) >> 4)
+    last = (row[POOL.rows] * row[POOL.columns] - 1) * row[POOL.pixel_stride]
+    forget(scratch.held, row[POOL.result], (row[POOL.steps] - 1) * row[POOL.result_step_stride] + last + size)
     for step in range(row[POOL.steps]):
         spikes = memories.spike + row[POOL.spikes] + step * row[POOL.step_stride]
         place = row[POOL.result] + step * row[POOL.result_step_stride]
@@ -174,9 +195,10 @@ def put_words(address, word, octet, size, channels):
 
 
 @njit
-def add(row, memories):
+def add(row, memories, scratch):
     """Counts of two trains added bit plane by bit plane; planes beyond the result's are dropped."""
     words, stride = row[ADD.pixels] * row[ADD.words], row[ADD.plane_stride]
+    forget(scratch.held, row[ADD.result], (row[ADD.planes] - 1) * stride + 2 * words)
     for word in range(words):
         left = memories.spike + row[ADD.left] + 2 * word
         right = memories.spike + row[ADD.right] + 2 * word

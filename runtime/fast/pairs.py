@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from numba import njit
 
+from runtime.fast.held import HELD
 from runtime.fast.places import ACCUMULATE
 from runtime.fast.scalar import load_64, load_i32, popcount, store_8, store_32, store_64
 from runtime.fast.vector import count_bits, nonzero, vector_load
-from runtime.record import RECORD
 
 FREE, ROUND, WORD = 0, 1, 2
 """Weight ports, as in `runtime.decoded.PORTS`."""
@@ -84,11 +84,11 @@ def difference(sums, first, stop):
 
 
 @njit
-def count_step(row, spikes, scratch, share, record, step):
-    """Count all pairs of one step into `record`, and leave their cycles in scratch.pairs."""
+def count_step(row, spikes, scratch, starts_of_step, held, step):
+    """Count all pairs of one step into `held`, and leave their cycles in scratch.pairs."""
     columns, input_columns = row[ACCUMULATE.columns], row[ACCUMULATE.input_columns]
     kernel, stride = row[ACCUMULATE.kernel_columns], row[ACCUMULATE.stride]
-    outputs, pairs = row[ACCUMULATE.outputs], row[ACCUMULATE.rows] * ((columns + 1) >> 1)
+    share, pairs = held[HELD.share] != 0, row[ACCUMULATE.rows] * ((columns + 1) >> 1)
     width = stride + input_columns + 1
     place = scratch.pairs + 4 * step * pairs
     all_bits, all_common, all_read, merging = 0, 0, 0, 0
@@ -103,7 +103,7 @@ def count_step(row, spikes, scratch, share, record, step):
                 y = r * stride + i - row[ACCUMULATE.top]
                 if y < 0 or y >= row[ACCUMULATE.input_rows]:
                     continue
-                starts = scratch.starts + 4 * y * input_columns
+                starts = starts_of_step + 4 * y * input_columns
                 if near < far:
                     bits += difference(starts, near, far)
                 if lone:
@@ -121,13 +121,10 @@ def count_step(row, spikes, scratch, share, record, step):
             cycles = bits - common + (MERGE_CYCLES if common > 0 else 0) if share else bits
             store_32(place, cycles + EMPTY_CYCLES)
             place += 4
-    record[RECORD.sop_bit] += all_bits * outputs
-    record[RECORD.sop_value] += all_bits * outputs << row[ACCUMULATE.plane]
-    record[RECORD.common] += all_common * outputs
-    record[RECORD.merges] += 2 * outputs * merging if share else 0
-    record[RECORD.words_read] += all_read
-    record[RECORD.weight_buffer_bytes] += (all_bits - all_common if share else all_bits) * outputs
-    record[RECORD.spike_buffer_bytes] += 2 * all_read
+    held[HELD.bits] += all_bits
+    held[HELD.common] += all_common
+    held[HELD.merging] += merging
+    held[HELD.read] += all_read
 
 
 @njit

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from isa.instructions import (
     Accumulate,
     Add,
@@ -39,12 +42,12 @@ class Memories(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Addresses of work space; nothing in it outlives an instruction."""
+    """Addresses of work space. Only the event lists and their tallies outlive an instruction (see fast/held.py)."""
 
     events: int
-    """int32: the set bits of one step's input, pixel by pixel, as column * inputs + channel."""
+    """int32 [slots, events a slot]: the set bits of an input, step by step and pixel by pixel (see fast/events.py)."""
     starts: int
-    """int32 [input pixels + 1]: where each pixel's events start."""
+    """int32 [slots, starts a slot]: where each pixel's events start, and where a step's end."""
     common: int
     """int32 [input rows, stride + input columns + 1]: running sums along a row of the bits common to neighbours."""
     read: int
@@ -59,6 +62,12 @@ class Scratch(NamedTuple):
     """64 bytes: ones where the last 512 channels of a pixel have any."""
     zeros: int
     """1024 zero bytes: a pixel outside the borders."""
+    held: NDArray[np.int64]
+    """[slots + 1, columns]: what each slot's lists belong to, columns as in fast/held.py."""
+    slot_events: int
+    """Events a slot."""
+    slot_starts: int
+    """Starts a slot."""
 
 
 class Sizes(NamedTuple):

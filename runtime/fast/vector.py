@@ -282,3 +282,19 @@ def vector_unsigned(bits: int) -> Callable[..., Any]:
         return kind(vector), generate
 
     return widen
+
+
+def vector_part(lanes: int, first: int) -> Callable[..., Any]:
+    """`lanes` lanes of a longer vector, from lane `first` on."""
+
+    @operation
+    def part(typingctx, vector):
+        kind = Vector(lanes, vector.bits)
+        numbers = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(first, first + lanes)))
+
+        def generate(context, builder, sig, args):
+            return builder.shuffle_vector(args[0], _constant(vector, 0), numbers)
+
+        return kind(vector), generate
+
+    return part

@@ -16,7 +16,7 @@ from isa.instructions import Accumulate, Add, Attend, Classify, Fire, Load, Mult
 from runtime.decoded import PORTS, Decoded
 from runtime.fast import dma, neuron, pe, sfu
 from runtime.fast.accumulate import accumulate
-from runtime.fast.events import SPARE_EVENTS
+from runtime.fast.held import COLUMNS, SLOTS, forget_all
 from runtime.fast.places import Memories, Scratch, Sizes
 from runtime.state import State
 
@@ -30,14 +30,15 @@ def _compiled(sources: int) -> Callable[..., int]:
 
     @njit(nogil=True, cache=True)
     def run(code, memories, scratch, sizes, share, record, start, stop):
+        forget_all(scratch.held)
         for index in range(start, stop):
             row, opcode = code[index], code[index, 0]
             if opcode == LOAD or opcode == STORE:
-                dma.copy(row, opcode == LOAD, memories, sizes, record[index])
+                dma.copy(row, opcode == LOAD, memories, scratch, sizes, record[index])
             elif opcode == ACCUMULATE:
                 accumulate(row, memories, scratch, sizes, share, record[index])
             elif opcode == FIRE:
-                neuron.fire(row, memories)
+                neuron.fire(row, memories, scratch)
             elif opcode == MULTIPLY:
                 pe.multiply(row, memories)
             elif opcode == ATTEND:
@@ -47,9 +48,9 @@ def _compiled(sources: int) -> Callable[..., int]:
             elif opcode == CLASSIFY:
                 sfu.classify(row, memories)
             elif opcode == POOL:
-                neuron.pool(row, memories)
+                neuron.pool(row, memories, scratch)
             elif opcode == ADD:
-                neuron.add(row, memories)
+                neuron.add(row, memories, scratch)
         return sources
 
     return run
@@ -71,21 +72,20 @@ class Workspace:
 
     def __init__(self, program: Decoded) -> None:
         sizes, machine = program.scratch, program.machine
-        self.arrays = [
-            np.zeros(count + 16, dtype)
-            for count, dtype in (
-                (sizes.events + SPARE_EVENTS, np.int32),
-                (sizes.pixels, np.int32),
-                (sizes.pixels, np.int32),
-                (sizes.pixels, np.int32),
-                (sizes.pairs, np.int32),
-                (machine.window * machine.pairs, np.int64),
-                (sizes.head, np.int32),
-                (64, np.uint8),
-                (1024, np.uint8),
-            )
-        ]
-        self.places = Scratch(*(array.ctypes.data for array in self.arrays))
+        self.arrays = {
+            "events": np.zeros(SLOTS * sizes.events, np.int32),
+            "starts": np.zeros(SLOTS * sizes.starts, np.int32),
+            "common": np.zeros(sizes.pixels, np.int32),
+            "read": np.zeros(sizes.pixels, np.int32),
+            "pairs": np.zeros(sizes.pairs, np.int32),
+            "busy": np.zeros(machine.window * machine.pairs, np.int64),
+            "head": np.zeros(sizes.head, np.int32),
+            "tail": np.zeros(64, np.uint8),
+            "zeros": np.zeros(1024, np.uint8),
+        }
+        held = np.zeros((SLOTS + 1, COLUMNS), np.int64)
+        addresses = {name: array.ctypes.data for name, array in self.arrays.items()}
+        self.places = Scratch(**addresses, held=held, slot_events=sizes.events, slot_starts=sizes.starts)
 
 
 def walk(

@@ -20,7 +20,7 @@ def fire(each: Fire, state: State) -> None:
     sums = int32_at(state.output, each.accumulators, each.steps * neurons)
     bias = int32_at(state.constant, each.constants, each.outputs)
     threshold = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
-    currents = (sums.reshape(each.steps, each.pixels, each.outputs) << each.shift) + bias
+    currents = currents_of(each, sums.reshape(each.steps, each.pixels, each.outputs), bias)
     kept = state.output[each.membranes : each.membranes + 2 * neurons]
     held = kept.copy().view("<i2").astype(np.int64).reshape(each.pixels, each.outputs)
     membrane = np.zeros_like(held) if each.start else held
@@ -33,6 +33,12 @@ def fire(each: Fire, state: State) -> None:
     kept[:] = membrane.astype("<i2").reshape(-1).view(np.uint8)
     residual = _planes(each, state, each.residual, each.residual_planes)
     _write_planes(each, state, residual + spikes)
+
+
+def currents_of(each: Fire, sums: Integers, bias: Integers) -> Integers:
+    """The neurons' input currents: accumulators rounded to the membrane's unit, and the bias."""
+    rounded = (sums + (1 << each.drop >> 1)) >> each.drop
+    return (rounded << each.shift) + bias
 
 
 def charge(each: Fire, membrane: Integers, current: Integers) -> Integers:

@@ -9,9 +9,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate
+from isa.program import Program
 from isa.word import Unit
-from runtime.decoded import Decoded
+from runtime.decoded import Decoded, decoded
 from runtime.record import RECORD
 from runtime.timeline import CAUSES, Timeline
 
@@ -103,8 +103,16 @@ class Counters:
         return {name: self.total(name) for name in INDEX}
 
 
-def static_counts(program: Decoded) -> NDArray[np.int64]:
-    """What the program counts whatever the input, int64 [layers, counters]."""
+def static_counts(program: Program) -> NDArray[np.int64]:
+    """What the program counts whatever the input, int64 [layers, counters]; found once and kept with the program."""
+    shared, kept = decoded(program), program.cache.get("static")
+    if kept is None or kept[0] is not shared:
+        kept = (shared, _static_counts(shared))
+        program.cache["static"] = kept
+    return kept[1]
+
+
+def _static_counts(program: Decoded) -> NDArray[np.int64]:
     values = np.zeros((program.layers, len(COUNTERS)), np.int64)
     for layer, counts in zip(program.layer, program.static, strict=True):
         for name, count in counts.items():
@@ -112,15 +120,10 @@ def static_counts(program: Decoded) -> NDArray[np.int64]:
     return values
 
 
-def sharing(program: Decoded, share: bool) -> NDArray[np.bool_]:
-    """[n]: whether each instruction shares what a pair has in common."""
-    return np.array([share and isinstance(each, Accumulate) and bool(each.share) for each in program.instructions])
-
-
 def count(
     program: Decoded,
     static: NDArray[np.int64],
-    shared: NDArray[np.bool_],
+    share: bool,
     record: NDArray[np.int64],
     times: Timeline,
 ) -> NDArray[np.int64]:
@@ -128,7 +131,7 @@ def count(
     values = static.copy()
     by_layer = np.zeros((program.layers, record.shape[1]), np.int64)
     saved = np.zeros(program.layers, np.int64)
-    _add_by_layer(record, program.layer, shared, by_layer, saved)
+    _add_by_layer(record, program.layer, program.shares & share, RECORD.common, by_layer, saved)
     for name, column in RECORD._asdict().items():
         if name in INDEX:
             values[:, INDEX[name]] += by_layer[:, column]
@@ -145,15 +148,12 @@ def count(
     return values
 
 
-COMMON = RECORD.common
-
-
 @njit(nogil=True, cache=True)
-def _add_by_layer(record, layer_of, shared, by_layer, saved) -> None:
-    """Sum the rows of a layer; `saved` sums what is common where that is shared."""
+def _add_by_layer(record, layer_of, shared, common, by_layer, saved) -> None:
+    """Sum the rows of a layer; `saved` sums what is common (the column of that name) where that is shared."""
     for index in range(len(record)):
         layer = layer_of[index]
         for column in range(record.shape[1]):
             by_layer[layer, column] += record[index, column]
         if shared[index]:
-            saved[layer] += record[index, COMMON]
+            saved[layer] += record[index, common]

@@ -67,6 +67,8 @@ class Decoded:
     """[units * units + 1]: where the queue (from unit, to unit) starts in a list of all tokens."""
     static: tuple[dict[str, int], ...]
     """[n] what each instruction counts whatever the data."""
+    shares: NDArray[np.bool_]
+    """[n] whether the instruction shares what a pair has in common."""
     scratch: Scratch
 
 
@@ -99,6 +101,7 @@ def _decode(program: Program) -> Decoded:
         layers=max(len(program.header.layers), 1, int(layer.max(initial=0)) + 1),
         posts=_queue_starts(code),
         static=tuple(each.counts() for each in code),
+        shares=np.array([isinstance(each, Accumulate) and bool(each.share) for each in code], np.bool_),
         scratch=Scratch(code),
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from isa.errors import CStepError
 from isa.instructions import Fire
 from isa.program import Program
-from runtime.counters import Counters, count, sharing, static_counts
+from runtime.counters import Counters, count, static_counts
 from runtime.decoded import Decoded, decoded
 from runtime.fast.walk import Workspace
 from runtime.fast.walk import walk as fast_walk
@@ -22,7 +22,7 @@ from runtime.observe import Observation, after_fire, before_fire, empty_observat
 from runtime.quantise import quantise_input
 from runtime.record import RECORD
 from runtime.reference.walk import walk as reference_walk
-from runtime.state import State
+from runtime.state import State, padded_memory
 from runtime.timeline import timeline
 
 __all__ = ["Kernels", "Machinery", "RunResult", "quantise_input", "run"]
@@ -106,28 +106,26 @@ def run(
     """
     _check_integers(program, integers)
     shared = decoded(program)
-    static, sharers = static_counts(shared), sharing(shared, share)
+    static = static_counts(program)
+    padded_memory(program)
     logits = np.zeros((len(integers), program.header.output.classes), np.int64)
     values = np.zeros((len(integers), *static.shape), np.int64)
-    seen = [empty_observation(program) for _ in integers] if observe else None
+    seen = empty_observation(program, len(integers)) if observe else None
     threads = local()
 
     def one(number: int) -> None:
         if not hasattr(threads, "machinery"):
             threads.machinery = Machinery(program, kernels, share)
         machinery = cast(Machinery, threads.machinery)
-        logits[number] = machinery.run(integers[number], seen[number] if seen else None)
+        logits[number] = machinery.run(integers[number], seen.of_input(number) if seen else None)
         times = timeline(shared, machinery.record[:, RECORD.work])
-        values[number] = count(shared, static, sharers, machinery.record, times)
+        values[number] = count(shared, static, share, machinery.record, times)
 
     _each_input(one, len(integers), workers, progress)
     counters = Counters(_layer_names(program, shared), values)
     if seen is None:
         return RunResult(logits, counters)
-    layers = empty_observation(program).currents
-    currents = {layer: np.stack([each.currents[layer] for each in seen]) for layer in layers}
-    spikes = {layer: np.stack([each.spikes[layer] for each in seen]) for layer in layers}
-    return RunResult(logits, counters, currents, spikes)
+    return RunResult(logits, counters, seen.currents, seen.spikes)
 
 
 def _each_input(one: Callable[[int], None], inputs: int, workers: int, progress: Callable[[int], None] | None) -> None:

@@ -21,20 +21,27 @@ from runtime.state import State
 
 @dataclass
 class Observation:
-    """Currents int32 and spikes uint8 of one input, by layer index: [timesteps, rows * columns, channels]."""
+    """Currents int32 and spikes uint8 by layer index: [inputs, timesteps, rows * columns, channels]."""
 
     currents: dict[int, NDArray[np.int32]]
     spikes: dict[int, NDArray[np.uint8]]
 
+    def of_input(self, number: int) -> Observation:
+        """The part of one input, without the first dimension."""
+        return Observation(
+            {layer: values[number] for layer, values in self.currents.items()},
+            {layer: values[number] for layer, values in self.spikes.items()},
+        )
 
-def empty_observation(program: Program) -> Observation:
+
+def empty_observation(program: Program, inputs: int) -> Observation:
     """Zeros for every layer that the source map names."""
-    shapes: dict[int, tuple[int, int, int]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
     for layer in np.unique(program.source_map[:, 1]).tolist():
         neurons = program.header.layers[layer].neurons
         if neurons is None:
             raise CStepError(f"layer {layer}: the source map names its neurons, the layer table has none")
-        shapes[layer] = (program.header.timesteps, neurons[0] * neurons[1], neurons[2])
+        shapes[layer] = (inputs, program.header.timesteps, neurons[0] * neurons[1], neurons[2])
     return Observation(
         {layer: np.zeros(shape, np.int32) for layer, shape in shapes.items()},
         {layer: np.zeros(shape, np.uint8) for layer, shape in shapes.items()},
@@ -60,7 +67,7 @@ def before_fire(each: Fire, state: State) -> Before:
 def after_fire(
     each: Fire, state: State, before: Before, seen: Observation, at: NDArray[np.int32], columns: int
 ) -> None:
-    """Put what a `Fire` computed where its row `at` of the source map says; the layer has `columns` columns."""
+    """Put what a `Fire` computed where its row `at` of the source map says; its layer has `columns` columns."""
     layer, step, row, column, channel = (int(value) for value in at[1:])
     first = row * columns + column
     here = (slice(step, step + each.steps), slice(first, first + each.pixels), slice(channel, channel + each.outputs))

@@ -21,7 +21,6 @@ from runtime.decoded import Decoded
 CAUSES = ("dram", "pe", "neuron", "sfu", "control", "dma_order")
 """What a unit can wait for; the first five are the producing unit's number, DMA being `dram`."""
 
-UNITS = len(Unit)
 DMA_ORDER = CAUSES.index("dma_order")
 WAIT, POST = 1 + field_names(Copy).index("wait"), 1 + field_names(Copy).index("post")
 """Columns of the code that every instruction has."""
@@ -48,8 +47,8 @@ def timeline(program: Decoded, work: NDArray[np.int64]) -> Timeline:
     """The schedule of one input whose instructions measured `work` [n]."""
     result = Timeline(
         np.zeros(program.layers, np.int64),
-        np.zeros((program.layers, UNITS), np.int64),
-        np.zeros((program.layers, UNITS, len(CAUSES)), np.int64),
+        np.zeros((program.layers, len(Unit)), np.int64),
+        np.zeros((program.layers, len(Unit), len(CAUSES)), np.int64),
     )
     tokens = np.zeros((int(program.posts[-1]), 2), np.int64)
     waits, posts = program.code[:, WAIT], program.code[:, POST]
@@ -67,15 +66,16 @@ def _schedule(unit_of, waits, posts, cost, layer_of, starts, work, tokens, front
 
     `tokens` [n, 2] holds each token's time and its producer's cycles, queue after queue from `starts` on.
     """
-    free = np.zeros(UNITS, np.int64)
+    units = busy.shape[1]
+    free = np.zeros(units, np.int64)
     head, tail = starts[:-1].copy(), starts[:-1].copy()
     end_so_far = 0
     for index in range(len(unit_of)):
         unit, layer = unit_of[index], layer_of[index]
         ready, cause, transfer = 0, -1, 0
-        for producer in range(UNITS):
+        for producer in range(units):
             if waits[index] >> producer & 1:
-                queue = producer * UNITS + unit
+                queue = producer * units + unit
                 if head[queue] == tail[queue]:
                     return index
                 if tokens[head[queue], 0] > ready:
@@ -92,9 +92,9 @@ def _schedule(unit_of, waits, posts, cost, layer_of, starts, work, tokens, front
         end = max(free[unit], ready) + cycles
         free[unit] = end
         busy[layer, unit] += cycles
-        for consumer in range(UNITS):
+        for consumer in range(units):
             if posts[index] >> consumer & 1:
-                queue = unit * UNITS + consumer
+                queue = unit * units + consumer
                 tokens[tail[queue], 0], tokens[tail[queue], 1] = end, cycles
                 tail[queue] += 1
         if end > end_so_far:

@@ -19,7 +19,7 @@ from isa.instructions import Accumulate, Copy, Layer, words_of
 from isa.machine import Machine, load_machine
 from isa.program import Header, Input, Output, Program, Provenance
 from isa.word import Instruction
-from runtime.counters import COUNTERS, INDEX, Counters, count, sharing, static_counts
+from runtime.counters import COUNTERS, INDEX, Counters, count, static_counts
 from runtime.decoded import PORTS, decoded
 from runtime.energy import energy, energy_table, energy_tables
 from runtime.fast.walk import Workspace
@@ -286,7 +286,7 @@ def test_counters_of_a_record_add_up() -> None:
     record = np.zeros((len(program.code), len(RECORD)), np.int64)
     fast_walk(shared, state, Workspace(shared), record, True)
     times = timeline(shared, record[:, RECORD.work])
-    values = count(shared, static_counts(shared), sharing(shared, True), record, times)
+    values = count(shared, static_counts(program), True, record, times)
     counters = Counters(("",) * shared.layers, values[None])
     static = sum(each.counts().get("dram_weight_bytes", 0) for each in program.code)
     assert counters.total("dram_weight_bytes")[0] == static > 0

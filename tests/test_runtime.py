@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from programs import small_program
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate, Copy, Layer, words_of
+from isa.instructions import Accumulate, Copy, End, Layer, Load, words_of
 from isa.machine import Machine, load_machine
 from isa.program import Header, Input, Output, Program, Provenance
-from isa.word import Instruction
+from isa.word import Instruction, Unit
 from runtime.counters import COUNTERS, INDEX, Counters, count, static_counts
 from runtime.decoded import PORTS, decoded
 from runtime.energy import energy, energy_table, energy_tables
@@ -252,6 +252,23 @@ def test_cycles_of_a_unit_are_work_and_waiting() -> None:
     for unit in ("dma", "pe", "neuron", "sfu"):
         stalls = sum(values for name, values in totals.items() if name.startswith(f"stall_{unit}_"))
         assert (totals[f"busy_{unit}"] + stalls <= totals["cycles"]).all()
+
+
+def test_a_wait_for_dma_is_split_between_transfer_and_order() -> None:
+    """Two copies of 110 cycles; the PEs wait for the second one: its own 110 cycles are `dram`, the rest is order."""
+    machine = load_machine("c-step").with_changes(dram_gigabytes_per_second=3.2, dram_latency_cycles=100)
+    copies = {"traffic": 0, "blocks": 1, "rows": 1, "bytes": 64, "source": 0, "target": 0}
+    strides = {f"{side}_{loop}_stride": 0 for side in ("dram", "buffer") for loop in ("block", "row")}
+    load = Load(region=1, **copies, **strides)
+    window = {"rows": 1, "columns": 2, "input_rows": 1, "input_columns": 2, "kernel_rows": 1, "kernel_columns": 1}
+    places = {"spikes": 0, "weights": 0, "accumulators": 0, "pixel_stride": 2, "step_stride": 4}
+    shape = {"steps": 1, "stride": 1, "top": 0, "left": 0, "inputs": 16, "outputs": 20, "plane": 0}
+    waiting = Accumulate(wait=1 << Unit.DMA, fresh=1, share=1, **window, **places, **shape)
+    program = program_of([load, replace(load, post=1 << Unit.PE), waiting, End()], machine)
+    times = timeline(decoded(program), np.array([0, 0, 7, 0]))
+    assert load.cost(machine).cycles(0) == 110
+    assert times.stalls[0, Unit.PE].tolist() == [110, 0, 0, 0, 0, 110]
+    assert times.busy[0].tolist() == [220, 14, 0, 0, 0] and times.cycles == 234
 
 
 def test_a_missing_token_is_named() -> None:

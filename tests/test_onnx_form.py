@@ -1,0 +1,313 @@
+"""The ONNX form and meaning.py give the same integers: every neuron's current, and the logits."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from compiler.frontend.checkpoint import apply_checkpoint, load_checkpoint
+from compiler.frontend.importer import import_model
+from compiler.ir.meaning import Executor, Run
+from compiler.ir.network import Network, parse
+from compiler.ir.onnx_form import Oracle, to_onnx
+from compiler.passes import PASSES
+from compiler.passes.quantise import Quantise
+from compiler.zoo import build
+from isa.errors import CStepError
+from runtime.dataset import load_dataset
+
+CHECKPOINT = Path(__file__).resolve().parent.parent / "examples" / "spikformer-digits.safetensors"
+Array = NDArray[np.generic]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Network, NDArray[np.float32]]:
+    """The quantised digits network, and four images [4, 1, 16, 16]."""
+    checkpoint = load_checkpoint(CHECKPOINT)
+    model, entry = build("spikformer-2-96", checkpoint.state, checkpoint.metadata)
+    apply_checkpoint(model, checkpoint.state, entry.dead_keys, "digits")
+    images = load_dataset("digits", split="test", shape=entry.input, mean=entry.mean, std=entry.std).batch(0, 4)
+    network = import_model(model, torch.from_numpy(images[:1]))
+    scale = float(np.abs(images).max()) / 127
+    for kind in PASSES:
+        step = Quantise(image_scale=scale) if kind is Quantise else kind()
+        network = step.apply(network)
+    return network, images
+
+
+def weights(**shapes: tuple[int, ...]) -> dict[str, Array]:
+    """int8 weights drawn at random, by name and shape."""
+    generator = np.random.default_rng(5)
+    return {name: generator.integers(-127, 128, shape).astype(np.int8) for name, shape in shapes.items()}
+
+
+def agree(network: Network, x: NDArray[np.float32]) -> Run:
+    """What both make of `x`; they must not differ anywhere."""
+    network.verify()
+    model = to_onnx(network)
+    onnx.checker.check_model(model, full_check=True)
+    expected, found = Executor(network).run(x), Oracle.of(model).run(x)
+    assert np.array_equal(expected.output, found.output)
+    assert expected.currents.keys() == found.currents.keys()
+    for label, current in expected.currents.items():
+        assert np.array_equal(current, found.currents[label]), label
+    return found
+
+
+def drawn(*shape: int, scale: float = 1.0) -> NDArray[np.float32]:
+    return (np.random.default_rng(9).standard_normal(shape) * scale).astype(np.float32)
+
+
+def test_digits_agree_in_every_current(digits: tuple[Network, NDArray[np.float32]]) -> None:
+    network, images = digits
+    executor, oracle = Executor(network), Oracle(network)
+    for image in images:
+        expected, found = executor.run(image), oracle.run(image)
+        assert np.array_equal(expected.output, found.output)
+        assert len(found.currents) == 19
+        assert expected.currents.keys() == found.currents.keys()
+        assert all(np.array_equal(expected.currents[label], found.currents[label]) for label in found.currents)
+
+
+def test_one_weight_off_by_one_is_noticed(digits: tuple[Network, NDArray[np.float32]]) -> None:
+    network, images = digits
+    model, expected = to_onnx(network), Executor(network).run(images[0])
+    held = next(tensor for tensor in model.graph.initializer if tensor.name == "patch_embed.proj_conv1.weight")
+    changed = numpy_helper.to_array(held).copy()
+    changed[3, 4, 1, 1] += 1
+    held.CopyFrom(numpy_helper.from_array(changed, held.name))
+    found = Oracle.of(model).run(images[0])
+    same = {label: np.array_equal(expected.currents[label], found.currents[label]) for label in found.currents}
+    assert same["patch_embed.proj_lif"]
+    assert not same["patch_embed.proj_lif1"]
+    differing = np.argwhere(expected.currents["patch_embed.proj_lif1"] != found.currents["patch_embed.proj_lif1"])
+    assert set(differing[:, -1]) == {3}
+
+
+NEURON = """
+%input = spike.input : !spike.train<T=6, 2x5x4xf32>
+%image = spike.quantise_image %input scale=1.0 : !spike.train<T=6, 2x5x4xi8>
+%pixels = spike.transpose %image order=[1, 2, 0] : !spike.train<T=6, 5x4x2xi8>
+%sums = spike.conv %pixels, @w kernel=3, padding=1 : !spike.train<T=6, 5x4x3xint<-300000, 300000>>
+%current = spike.align %sums, @bias shift={shift} : !spike.train<T=6, 5x4x3xint<-4000000, 4000000>>
+%fire = spike.integer_lif %current, @threshold {neuron} : !spike.train<T=6, 5x4x3xi1>
+%all = spike.sum_time %fire : !spike.tensor<5x4x3xint<0, 6>>
+%rows = spike.sum %all axis=0 : !spike.tensor<4x3xint<0, 30>>
+%logits = spike.sum %rows axis=0 : !spike.tensor<3xint<0, 120>>
+spike.output %logits
+"""
+
+
+def neuron(shift: int, text: str) -> Network:
+    held = weights(w=(3, 2, 3, 3))
+    held["bias"] = np.array([-71, 0, 350], np.int32)
+    held["threshold"] = np.array([900, 5000, 30000], np.int32)
+    return Network(parse(NEURON.format(shift=shift, neuron=text)), held)
+
+
+@pytest.mark.parametrize("shift", [-5, -1, 0, 3])
+@pytest.mark.parametrize("charge", ["lif", "lif_undecayed", "if"])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("decay", [(1, 1), (1, 0), (21845, 15), (10923, 15), (65535, 16)])
+def test_neurons_agree(shift: int, charge: str, reset: str, decay: tuple[int, int]) -> None:
+    text = f"multiplier={decay[0]}, divisor={decay[1]}, reset={reset}, charge={charge}"
+    found = agree(neuron(shift, text), drawn(6, 2, 5, 4, scale=40.0))
+    assert found.currents["fire"].min() < 0 < found.currents["fire"].max()
+
+
+def fire_by_hand(
+    currents: list[int], threshold: int, decay: tuple[int, int], charge: str, reset: str
+) -> tuple[int, list[int]]:
+    """Spikes and membranes of one neuron, in Python's integers, as the manual page of `Fire` says."""
+    multiplier, divisor = decay
+    half, v, spikes, membranes = 1 << divisor >> 1, 0, 0, list[int]()
+    for x in currents:
+        if charge == "lif":
+            h = v + ((x - v) * multiplier + half >> divisor)
+        elif charge == "lif_undecayed":
+            h = v + x - (v * multiplier + half >> divisor)
+        else:
+            h = v + x
+        fired = h >= threshold
+        v = h if not fired else 0 if reset == "hard" else h - threshold
+        v = max(-(1 << 15), min((1 << 15) - 1, v))
+        spikes += fired
+        membranes.append(v)
+    return spikes, membranes
+
+
+@pytest.mark.parametrize("charge", ["lif", "lif_undecayed", "if"])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("decay", [(1, 1), (21845, 15)])
+def test_neurons_agree_with_python_integers(charge: str, reset: str, decay: tuple[int, int]) -> None:
+    """Also where the membrane is clamped to int16 at either end."""
+    network = neuron(3, f"multiplier={decay[0]}, divisor={decay[1]}, reset={reset}, charge={charge}")
+    found = agree(network, drawn(6, 2, 5, 4, scale=90.0))
+    currents, clamped = found.currents["fire"].reshape(6, 20, 3), 0
+    for channel, threshold in enumerate(network.weights["threshold"].tolist()):
+        total = 0
+        for place in range(20):
+            spikes, membranes = fire_by_hand(currents[:, place, channel].tolist(), threshold, decay, charge, reset)
+            total += spikes
+            clamped += sum(membrane in (-(1 << 15), (1 << 15) - 1) for membrane in membranes)
+        assert found.output[channel] == total
+    assert clamped
+
+
+def test_a_negative_shift_rounds_half_up() -> None:
+    text = """
+    %input = spike.input : !spike.train<T=1, 8xf32>
+    %image = spike.quantise_image %input scale=1.0 : !spike.train<T=1, 8xi8>
+    %current = spike.align %image shift=-2 : !spike.train<T=1, 8xint<-40, 40>>
+    %fire = spike.integer_lif %current, @threshold multiplier=1, divisor=1 : !spike.train<T=1, 8xi1>
+    %logits = spike.sum_time %fire : !spike.tensor<8xint<0, 1>>
+    spike.output %logits
+    """
+    network = Network(parse(text), {"threshold": np.ones(8, np.int32)})
+    found = agree(network, np.array([[-7, -6, -5, -2, 1, 2, 5, 6]], np.float32))
+    assert found.currents["fire"].tolist() == [[-2, -1, -1, 0, 0, 1, 1, 2]]
+
+
+def test_an_image_rounds_half_to_even_and_is_clipped() -> None:
+    text = """
+    %input = spike.input : !spike.tensor<1x1x8xf32>
+    %image = spike.quantise_image %input scale=0.5 : !spike.tensor<1x1x8xi8>
+    %logits = spike.reshape %image : !spike.tensor<8xi8>
+    spike.output %logits
+    """
+    image = np.array([[[0.25, 0.75, -0.25, -0.75, 1.25, 80.0, -80.0, 0.2]]], np.float32)
+    assert agree(Network(parse(text)), image).output.tolist() == [0, 2, 0, -2, 2, 127, -127, 0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "kernel", "stride", "padding"),
+    [(1, 3, 1, 1), (2, 3, 2, 1), (4, 3, 1, 0), (1, 1, 2, 0), (2, 5, 3, 2), (1, 7, 4, 3), (4, 2, 2, 0)],
+)
+def test_convolutions_agree(groups: int, kernel: int, stride: int, padding: int) -> None:
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (9, 7))
+    text = f"""
+    %input = spike.input : !spike.tensor<4x9x7xf32>
+    %image = spike.quantise_image %input scale=0.02 : !spike.tensor<4x9x7xi8>
+    %pixels = spike.transpose %image order=[1, 2, 0] : !spike.tensor<9x7x4xi8>
+    %sums = spike.conv %pixels, @w kernel={kernel}, stride={stride}, padding={padding}, groups={groups}
+        : !spike.tensor<{height}x{width}x8xint<-4000000, 4000000>>
+    %logits = spike.reshape %sums : !spike.tensor<{height * width * 8}xint<-4000000, 4000000>>
+    spike.output %logits
+    """
+    network = Network(parse(text), weights(w=(8, 4 // groups, kernel, kernel)))
+    assert len(np.unique(agree(network, drawn(4, 9, 7)).output)) > 8
+
+
+BLOCK = """
+%input = spike.input : !spike.tensor<2x8x6xf32>
+%image = spike.quantise_image %input scale=0.02 : !spike.tensor<2x8x6xi8>
+%pixels = spike.transpose %image order=[1, 2, 0] : !spike.tensor<8x6x2xi8>
+%x = spike.repeat %pixels : !spike.train<T=3, 8x6x2xi8>
+%c = spike.conv %x, @stem kernel=3, padding=1 : !spike.train<T=3, 8x6x8xint<-300000, 300000>>
+%a = spike.align %c shift=-3 : !spike.train<T=3, 8x6x8xint<-40000, 40000>>
+%s = spike.integer_lif %a, @t multiplier=1, divisor=1 : !spike.train<T=3, 8x6x8xi1>
+%p = spike.max_pool %s kernel=3, stride=2, padding=1 : !spike.train<T=3, 4x3x8xi1>
+%y = spike.add %p, %p : !spike.train<T=3, 4x3x8xcount<2>>
+%tokens = spike.reshape %y : !spike.train<T=3, 12x8xcount<2>>
+%ql = spike.linear %tokens, @q : !spike.train<T=3, 12x8xint<-3000, 3000>>
+%q = spike.integer_lif %ql, @t multiplier=1, divisor=1 : !spike.train<T=3, 12x8xi1>
+%kl = spike.linear %tokens, @k : !spike.train<T=3, 12x8xint<-3000, 3000>>
+%k = spike.integer_lif %kl, @t multiplier=1, divisor=2, reset=soft : !spike.train<T=3, 12x8xi1>
+%v = spike.add %q, %tokens : !spike.train<T=3, 12x8xcount<3>>
+%scores = spike.attention %q, %k, %v heads={heads} : !spike.train<T=3, 12x8xint<0, {most}>>
+%al = spike.align %scores shift=5 : !spike.train<T=3, 12x8xint<0, 9216>>
+%o = spike.integer_lif %al, @t multiplier=1, divisor=1 : !spike.train<T=3, 12x8xi1>
+%z = spike.add %o, %tokens : !spike.train<T=3, 12x8xcount<3>>
+%sum = spike.sum %z axis=0 : !spike.train<T=3, 8xint<0, 36>>
+%total = spike.sum_time %sum : !spike.tensor<8xint<0, 108>>
+%head = spike.linear %total, @head, @head.bias : !spike.tensor<5xint<-120000, 120000>>
+spike.output %head scale=0.1
+"""
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_a_block_agrees(heads: int) -> None:
+    held = weights(stem=(8, 2, 3, 3), q=(8, 8), k=(8, 8), head=(5, 8))
+    held["head.bias"] = np.array([-9000, 3, 0, 12000, 77], np.int32)
+    held["t"] = np.array([40, 90, 100, 133, 150, 200, 300, 400], np.int32)
+    found = agree(Network(parse(BLOCK.format(heads=heads, most=12 * 8 // heads * 3)), held), drawn(2, 8, 6))
+    assert all(current.any() for current in found.currents.values())
+    assert found.output.any()
+
+
+LINEAR = """
+%input = spike.input : !spike.train<T=2, 1x64xf32>
+%image = spike.quantise_image %input scale=1.0 : !spike.train<T=2, 1x64xi8>
+%wide = spike.linear %image, @w : !spike.train<T=2, 1x{outputs}xint<-{bound}, {bound}>>
+%total = spike.sum_time %wide : !spike.tensor<1x{outputs}xint<-{bound}, {bound}>>
+%row = spike.reshape %total : !spike.tensor<{outputs}xint<-{bound}, {bound}>>
+spike.output %row
+"""
+
+
+def refusal(text: str, held: dict[str, Array]) -> str:
+    with pytest.raises(CStepError) as caught:
+        to_onnx(Network(parse(text), held))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_bound_past_float32_is_refused_by_name() -> None:
+    text = LINEAR.format(outputs=4, bound=1 << 24)
+    message = refusal(text, weights(w=(4, 64)))
+    assert message == "wide: spike.linear could reach 16777216; float32 carries integers exactly below 2^24"
+
+
+def test_weights_that_pass_the_bound_in_the_type_are_refused() -> None:
+    message = refusal(LINEAR.format(outputs=4, bound=1000), {"w": np.full((4, 64), 30000, np.int32)})
+    assert re.match(r"wide: spike.linear could reach 243840000; float32", message)
+
+
+def test_a_sum_over_time_past_float32_is_refused() -> None:
+    message = refusal(LINEAR.format(outputs=4, bound=(1 << 23) + 1), weights(w=(4, 64)))
+    assert message.startswith("total: spike.sum_time could reach 16777218")
+
+
+def test_a_decay_past_double_is_refused() -> None:
+    text = NEURON.format(shift=0, neuron=f"multiplier={1 << 40}, divisor=40")
+    held = neuron(0, "multiplier=1, divisor=1").weights
+    assert refusal(text, held).startswith("fire: its decay could reach")
+
+
+def test_real_modules_are_refused() -> None:
+    text = """
+    %input = spike.input : !spike.train<T=2, 4xf32>
+    %s = spike.lif %input tau=2.0, threshold=1.0 : !spike.train<T=2, 4xi1>
+    """
+    assert refusal(text, {}) == "s: spike.lif has no ONNX form; only integer modules have one (after quantise)"
+    text = """
+    %input = spike.input : !spike.train<T=2, 4xf32>
+    %s = spike.linear %input, @w : !spike.train<T=2, 4xf32> at "model.py:7"
+    """
+    message = refusal(text, {"w": np.zeros((4, 4), np.float32)})
+    assert message == "s (model.py:7): @w holds float32; only integer modules have an ONNX form (after quantise)"
+
+
+def test_two_neurons_of_one_name_are_refused() -> None:
+    text = """
+    %0 = spike.input : !spike.train<T=2, 4xf32>
+    %1 = spike.quantise_image %0 scale=1.0 : !spike.train<T=2, 4xi8>
+    %2 = spike.integer_lif %1, @t multiplier=1, divisor=1 : !spike.train<T=2, 4xi1>
+    %3 = spike.integer_lif %2, @t multiplier=1, divisor=1 : !spike.train<T=2, 4xi1>
+    """
+    message = refusal(text, {"t": np.ones(4, np.int32)})
+    assert message == "onnx: two neurons are called spike.integer_lif; give each its own name"

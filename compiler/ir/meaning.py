@@ -110,13 +110,17 @@ def batch_norm(op: spike.BatchNorm, weights: Weights, x: Tensor) -> Tensor:
 def lif(op: spike.Lif, weights: Weights, current: Tensor) -> Tensor:
     """h = v + (x - v) / tau; s = h >= threshold; v = 0 where s (hard) or h - threshold * s (soft)."""
     tau, threshold = op.get("tau"), op.get("threshold")
+
+    def decayed(difference: Tensor) -> Tensor:
+        return difference / tau if op.get("decay") == "divide" else difference * (1 / tau)
+
     v = torch.zeros_like(current[0])
     spikes = torch.empty_like(current)
     for step, x in enumerate(current):
         if op.get("charge") == "lif":
-            h = v + (x - v) / tau
+            h = v + decayed(x - v)
         elif op.get("charge") == "lif_undecayed":
-            h = v - v / tau + x
+            h = v - decayed(v) + x
         else:
             h = v + x
         fired = h > threshold if op.get("fires") == "gt" else h >= threshold

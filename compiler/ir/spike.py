@@ -180,10 +180,13 @@ class BatchNorm(SpikeOperation):
 
 @irdl_op_definition
 class Lif(SpikeOperation):
-    """A neuron in real numbers; `charge`: lif, lif_undecayed, if; `reset`: hard (to 0) or soft; `fires`: ge or gt."""
+    """A neuron in real numbers; `charge`: lif, lif_undecayed, if; `reset`: hard (to 0) or soft; `fires`: ge or gt.
+
+    `decay`: divide by tau, or multiply by 1 / tau (a parametric LIF's sigmoid); they round differently.
+    """
 
     name = "spike.lif"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard", "fires": "ge"}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard", "fires": "ge", "decay": "divide"}
     current = operand_def(Train)
     result = result_def(Train)
     tau = prop_def(FloatData)
@@ -191,6 +194,7 @@ class Lif(SpikeOperation):
     reset = opt_prop_def(StringAttr)
     charge = opt_prop_def(StringAttr)
     fires = opt_prop_def(StringAttr)
+    decay = opt_prop_def(StringAttr)
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
@@ -198,8 +202,16 @@ class Lif(SpikeOperation):
         _check_words(self)
 
 
+_WORDS = {
+    "reset": ("hard", "soft"),
+    "charge": ("lif", "lif_undecayed", "if"),
+    "fires": ("ge", "gt"),
+    "decay": ("divide", "multiply"),
+}
+
+
 def _check_words(op: HouseOperation) -> None:
-    for key, words in (("reset", ("hard", "soft")), ("charge", ("lif", "lif_undecayed", "if")), ("fires", ("ge", "gt"))):
+    for key, words in _WORDS.items():
         if key in op.DEFAULTS:
             _require(op.get(key) in words, op, f"{key}={op.get(key)}; it must be one of {', '.join(words)}")
 

@@ -424,7 +424,7 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     """Update neurons step by step, emit their spikes, and add them to the residual where there is one.
 
     For each step, pixel p and channel c, in 64-bit integers with >> the arithmetic shift:
-        x = (accumulator[step, p, c] << shift) + bias[c]
+        x = ((accumulator[step, p, c] + (1 << drop >> 1) >> drop) << shift) + bias[c]
         lif            h = v + (((x - v) * multiplier + half) >> divisor)      half = 1 << divisor >> 1
         lif_undecayed  h = v + x - ((v * multiplier + half) >> divisor)
         if             h = v + x
@@ -446,6 +446,7 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     steps: Annotated[int, Count(4, 1)]
     pixels: Annotated[int, Count(14, 1)]
     outputs: Annotated[int, Count(9, 1)]
+    drop: Annotated[int, Count(4)]
     shift: Annotated[int, Count(4)]
     charge: Annotated[int, Choice(2, Charge)]
     multiplier: Annotated[int, Count(16)]

@@ -99,7 +99,7 @@ def fire(result: int, constants: int, membranes: int, residual: int = 0) -> Fire
     return Fire(
         accumulators=0, constants=constants, membranes=membranes, residual=residual, result=result,
         residual_planes=1 if residual else 0, planes=2 if residual else 1, steps=STEPS, pixels=PIXELS,
-        outputs=CHANNELS, shift=0, charge=Charge.LIF, multiplier=1, divisor=1, start=1, soft=0,
+        outputs=CHANNELS, drop=0, shift=0, charge=Charge.LIF, multiplier=1, divisor=1, start=1, soft=0,
         plane_stride=SPIKES, step_stride=PIXELS * 2, pixel_stride=2,
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""From the integer module to a program: stages, tiles, schedule, addresses, tokens, file."""

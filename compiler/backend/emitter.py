@@ -1,0 +1,139 @@
+"""Writes ops of the cstep dialect: buffers, constants, instructions, and steps that overlap copies with work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.ir import SSAValue
+
+from compiler.backend.stages import TrainInfo
+from compiler.ir.cstep import BYTES, OPS, BufferOp, ConstantOp, LayerOp
+from compiler.ir.network import Network
+from compiler.ir.spelling import HouseOperation, Plain
+from isa.instructions import Load, Store
+from isa.word import Instruction, Region, Traffic
+
+Place = tuple[SSAValue, int]
+"""A buffer and a byte offset into it."""
+
+
+@dataclass
+class Step:
+    """One tile: what it loads, computes and stores. Loads of the next step go before the work of this one."""
+
+    loads: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    works: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    stores: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+
+class Emitter:
+    """Appends to a network's module."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._constants: dict[str, SSAValue] = {}
+
+    def append(self, op: HouseOperation) -> HouseOperation:
+        self.network.module.body.block.add_op(op)
+        return op
+
+    def buffer(self, region: Region, size: int, group: str) -> SSAValue:
+        """New bytes in a region, for one role of a layer."""
+        op = BufferOp.make(
+            result=BYTES, region=region.name.lower(), bytes=size, group=group, hint=group, source=""
+        )
+        return self.append(op).results[0]
+
+    def constant(self, name: str, content: Callable[[], NDArray[np.uint8]]) -> SSAValue:
+        """Bytes that the program file carries, made once under `name`."""
+        if name not in self._constants:
+            stored = self.network.add_weight(name, content())
+            op = ConstantOp.make(result=BYTES, symbols={"content": stored}, hint=name)
+            self._constants[name] = self.append(op).results[0]
+        return self._constants[name]
+
+    def layer(self, name: str, source: str, **properties: Plain) -> None:
+        self.append(LayerOp.make(source=source, layer=name, **properties))
+
+    def instruction(self, kind: type[Instruction], places: dict[str, Place], **fields: Plain) -> None:
+        self.append(OPS[kind].of(places, **fields))
+
+    def copy(
+        self,
+        kind: type[Load] | type[Store],
+        dram: Place,
+        buffer: Place,
+        region: Region,
+        traffic: Traffic,
+        run: int,
+        counts: tuple[int, int] = (1, 1),
+        dram_strides: tuple[int, int] = (0, 0),
+        buffer_strides: tuple[int, int] = (0, 0),
+    ) -> None:
+        """blocks x rows runs of `run` bytes; strides of a count of 1 are 0."""
+        ends = {"source": dram, "target": buffer} if kind is Load else {"source": buffer, "target": dram}
+        blocks, rows = counts
+        self.instruction(
+            kind,
+            ends,
+            region=region,
+            traffic=traffic,
+            blocks=blocks,
+            rows=rows,
+            bytes=run,
+            dram_block_stride=dram_strides[0] if blocks > 1 else 0,
+            dram_row_stride=dram_strides[1] if rows > 1 else 0,
+            buffer_block_stride=buffer_strides[0] if blocks > 1 else 0,
+            buffer_row_stride=buffer_strides[1] if rows > 1 else 0,
+        )
+
+    def copy_train(
+        self,
+        kind: type[Load] | type[Store],
+        info: TrainInfo,
+        dram: SSAValue,
+        buffer: SSAValue,
+        *,
+        steps: tuple[int, int],
+        pixels: tuple[int, int],
+        words: tuple[int, int],
+        planes: int,
+    ) -> None:
+        """A tile of a train, [plane][step][pixel][word] packed in the buffer; each pair is (first, count)."""
+        run = words[1] * 2
+        whole = words[1] == info.words
+        rows, length = (1, pixels[1] * run) if whole else (pixels[1], run)
+        step_bytes = pixels[1] * run
+        plane_bytes = steps[1] * step_bytes
+        start = steps[0] * info.step_bytes + pixels[0] * info.pixel_bytes + words[0] * 2
+        merged = steps[1] == info.steps  # planes then follow each other as steps do
+        for plane in range(1 if merged else planes):
+            self.copy(
+                kind,
+                (dram, start + plane * info.plane_bytes),
+                (buffer, plane * plane_bytes),
+                Region.SPIKE,
+                Traffic.SPIKE,
+                length,
+                (planes * steps[1] if merged else steps[1], rows),
+                (info.step_bytes, info.pixel_bytes),
+                (step_bytes, run),
+            )
+
+    def pipeline(self, steps: Sequence[Step]) -> None:
+        """Emit steps so that the loads of each go before the work of the one before it."""
+        for index, step in enumerate(steps):
+            if index == 0:
+                _call(step.loads)
+            if index + 1 < len(steps):
+                _call(steps[index + 1].loads)
+            _call(step.works)
+            _call(step.stores)
+
+
+def _call(actions: Sequence[Callable[[], None]]) -> None:
+    for action in actions:
+        action()

@@ -1,0 +1,188 @@
+"""lower-to-cstep: stages become instructions over buffers, tile by tile, in one of two schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from compiler.backend.emitter import Emitter
+from compiler.backend.lower_attention import lower_attention
+from compiler.backend.lower_rest import lower_add, lower_head, lower_pool
+from compiler.backend.lower_weighted import lower_weighted
+from compiler.backend.stages import (
+    AddStage,
+    AttentionStage,
+    HeadStage,
+    Plan,
+    PoolStage,
+    Stage,
+    WeightedStage,
+    plan_stages,
+)
+from compiler.ir.cstep import OPS, InputOp, OutputOp
+from compiler.ir.network import Network
+from compiler.passes.network_pass import Keeps, NetworkPass
+from isa.errors import CStepError
+from isa.instructions import End
+from isa.machine import Machine, load_machine
+from isa.word import Region
+
+SCHEDULES = ("layers", "windows")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The timesteps that a stage computes in one go: windows of (first timestep, timesteps)."""
+
+    windows: tuple[tuple[int, int], ...]
+    timesteps: int
+    """Timesteps of the whole network."""
+
+    @property
+    def first(self) -> int:
+        return self.windows[0][0]
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, steps in self.windows)
+
+    @property
+    def is_first(self) -> bool:
+        return self.first == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.first + self.steps == self.timesteps
+
+
+class Lowering:
+    """What the stages' lowerings share: the machine, where trains lie in DRAM, and the emitter."""
+
+    def __init__(self, plan: Plan, machine: Machine, emit: Emitter, spills: bool) -> None:
+        self.plan, self.machine, self.emit, self.spills = plan, machine, emit, spills
+        self._dram: dict[SSAValue, SSAValue] = {}
+        self._state: dict[str, SSAValue] = {}
+        self.longest = min(machine.window, plan.timesteps) if spills else plan.timesteps
+        """Timesteps of the longest call; tilings are chosen for it and hold for all calls."""
+
+    def dram_of(self, value: SSAValue) -> SSAValue:
+        """The DRAM buffer of a train."""
+        value = self.plan.memory(value)
+        if value not in self._dram:
+            info = self.plan.trains[value]
+            self._dram[value] = self.emit.buffer(Region.DRAM, info.bytes, f"{info.label}.train")
+        return self._dram[value]
+
+    def place(self, value: SSAValue, buffer: SSAValue) -> None:
+        """Say where a value lies in DRAM."""
+        self._dram[value] = buffer
+
+    def state(self, name: str, size: int) -> SSAValue:
+        """DRAM for what survives from one window to the next."""
+        if name not in self._state:
+            self._state[name] = self.emit.buffer(Region.DRAM, size, name)
+        return self._state[name]
+
+
+@dataclass(frozen=True)
+class LowerToCstep(NetworkPass):
+    """Turn every layer into copies, accumulations and neuron updates over tiles that fit the machine's buffers.
+
+        %a = spike.linear %s, @w.int8 ...
+        %c = spike.align %a, @b shift=2 ...
+        %l = spike.integer_lif %c, @t multiplier=1, divisor=1 ...
+    becomes
+        cstep.load source=%w.tiles, target=%w, ...
+        cstep.load source=%s.train, target=%s, ...
+        cstep.accumulate spikes=%s, weights=%w, accumulators=%a, steps=2, ...
+        cstep.fire accumulators=%a, constants=%c, membranes=%v, result=%l, ...
+        cstep.store source=%l, target=%l.train, ...
+
+    schedule=layers: one layer after another over all windows of timesteps, membranes never leaving the chip.
+    schedule=windows: all layers for timesteps 0-1, then for 2-3, ...; membranes go to DRAM and come back.
+    """
+
+    name = "lower-to-cstep"
+    keeps: ClassVar[Keeps] = Keeps.INTEGERS
+
+    machine: str = "c-step"
+    schedule: str = "layers"
+    share: bool = True
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise CStepError(f"lower-to-cstep: schedule={self.schedule}; it must be {' or '.join(SCHEDULES)}")
+
+    def apply(self, network: Network) -> Network:
+        return lower(network, load_machine(self.machine), self.schedule, self.share)
+
+
+def lower(network: Network, machine: Machine, schedule: str, share: bool = True) -> Network:
+    """The cstep module of an integer module for a machine."""
+    plan = plan_stages(network)
+    lowered = Network(ModuleOp([]), dict(network.weights), set(network.saved))
+    emit = Emitter(lowered)
+    spills = schedule == "windows" and plan.timesteps > machine.window
+    lowering = Lowering(plan, machine, emit, spills)
+    image = emit.buffer(Region.DRAM, plan.image.bytes, "input")
+    lowering.place(plan.image_value, image)
+    emit.append(
+        InputOp.make(
+            image,
+            kind=plan.image.kind,
+            shape=plan.image.shape,
+            steps=plan.image.steps,
+            timesteps=plan.timesteps,
+            scale=plan.image.scale,
+        )
+    )
+    head = plan.stages[-1]
+    if not isinstance(head, HeadStage):
+        raise CStepError("the network has no head; it must end in a linear layer that makes the logits")
+    classes = len(head.bias)
+    logits = emit.buffer(Region.DRAM, 4 * classes, "logits")
+    emit.append(OutputOp.make(logits, classes=classes, scale=head.scale))
+    for call in calls(plan.timesteps, machine.window, spills):
+        for stage in plan.stages:
+            _lower_stage(lowering, stage, call, share, logits)
+    emit.append(OPS[End].of({}))
+    return lowered
+
+
+def calls(timesteps: int, window: int, spills: bool) -> list[Call]:
+    """One call over all windows, or one call a window."""
+    windows = tuple((first, min(window, timesteps - first)) for first in range(0, timesteps, window))
+    if not spills:
+        return [Call(windows, timesteps)]
+    return [Call((each,), timesteps) for each in windows]
+
+
+def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logits: SSAValue) -> None:
+    neurons: tuple[int, ...] = ()
+    fires = ""
+    if isinstance(stage, WeightedStage):
+        neurons = (stage.geometry.rows, stage.geometry.columns, len(stage.neurons.bias))
+        operation, fires = stage.operation, stage.neurons.label
+    elif isinstance(stage, AttentionStage):
+        neurons, operation, fires = (1, stage.tokens, stage.channels), "attention", stage.neurons.label
+    else:
+        operation = {PoolStage: "pool", AddStage: "add", HeadStage: "head"}[type(stage)]
+    trains = [lowering.plan.trains.get(value) for value in stage.inputs]
+    binary = all(train is not None and train.planes == 1 for train in trains)
+    lowering.emit.layer(
+        stage.label, stage.source, operation=operation, binary=int(binary), neurons=neurons, fires=fires
+    )
+    if isinstance(stage, WeightedStage):
+        lower_weighted(lowering, stage, call, share)
+    elif isinstance(stage, AttentionStage):
+        lower_attention(lowering, stage, call)
+    elif isinstance(stage, PoolStage):
+        lower_pool(lowering, stage, call)
+    elif isinstance(stage, AddStage):
+        lower_add(lowering, stage, call)
+    elif isinstance(stage, HeadStage):
+        lower_head(lowering, stage, call, logits)
+

@@ -15,7 +15,7 @@ from compiler.ir.cstep import BufferOp, ConstantOp, InputOp, InstructionOp, Outp
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
-from isa.machine import Machine, load_machine
+from isa.machine import Machine
 from isa.word import Region
 
 ALIGNMENT = 64
@@ -38,10 +38,8 @@ class Allocate(NetworkPass):
     name = "allocate"
     keeps: ClassVar[Keeps] = Keeps.INTEGERS
 
-    machine: str = "c-step"
-
     def apply(self, network: Network) -> Network:
-        return allocate(network, load_machine(self.machine))
+        return allocate(network, network.target)
 
 
 @dataclass

@@ -108,7 +108,8 @@ class LowerToCstep(NetworkPass):
     name = "lower-to-cstep"
     keeps: ClassVar[Keeps] = Keeps.INTEGERS
 
-    machine: str = "c-step"
+    machine: str = ""
+    """A preset or a file; the network's own target where nothing is said."""
     schedule: str = "layers"
     share: bool = True
 
@@ -117,13 +118,14 @@ class LowerToCstep(NetworkPass):
             raise CStepError(f"lower-to-cstep: schedule={self.schedule}; it must be {' or '.join(SCHEDULES)}")
 
     def apply(self, network: Network) -> Network:
-        return lower(network, load_machine(self.machine), self.schedule, self.share)
+        return lower(network, load_machine(self.machine) if self.machine else network.target, self.schedule, self.share)
 
 
 def lower(network: Network, machine: Machine, schedule: str, share: bool = True) -> Network:
     """The cstep module of an integer module for a machine."""
     plan = plan_stages(network)
-    lowered = Network(ModuleOp([]), dict(network.weights), set(network.saved))
+    lowered = network.with_module(ModuleOp([]))
+    lowered.target = machine
     emit = Emitter(lowered)
     spills = schedule == "windows" and plan.timesteps > machine.window
     lowering = Lowering(plan, machine, emit, spills)

@@ -7,16 +7,19 @@ time apart, have no batch, and keep the features in PyTorch's order and memory l
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from compiler.frontend.neurons import recognise
+from compiler.frontend.neurons import class_name, recognise, remembers
 from compiler.frontend.tracer import trace
 from compiler.ir import spike
 from compiler.ir.meaning import store_of
@@ -27,6 +30,9 @@ from compiler.ir.types import Tensor as StaticType
 from isa.errors import CStepError
 
 TIME, BATCH, FEATURE = "time", "batch", "feature"
+
+Handler = Callable[..., Any]
+"""What a torch call becomes: f(importer, *args, **kwargs) of the call, with values for tensors."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,7 @@ def feature_size(dimension: Dimension) -> int | None:
     sizes = [atom.size for atom in dimension if atom.kind == FEATURE]
     if not sizes:
         return None
-    size = 1
-    for factor in sizes:
-        size *= factor
-    return size
+    return prod(sizes)
 
 
 def feature_sizes(dimensions: Sequence[Dimension]) -> tuple[int, ...]:
@@ -86,6 +89,7 @@ class Importer:
         self.where = ""
         self._module_path = ""
         self._hints: dict[str, int] = {}
+        self._called: set[str] = set()
 
     def run(self, events: bool) -> Network:
         from compiler.frontend.torch_ops import handler_of
@@ -105,9 +109,45 @@ class Importer:
                 handler, what = handler_of(self, node)
                 if handler is None:
                     raise CStepError(f"{self.where}: {what} has no spiking meaning here; see `cstep check --ops`")
-                self.values[node] = handler(self, *args, **kwargs)
+                self._check_arguments(handler, what, args, kwargs)
+                self.values[node] = made = handler(self, *args, **kwargs)
+                self._check_shape(what, made, node.meta["example"])
         self.network.verify()
+        self._check_weights()
         return self.network
+
+    def _check_arguments(self, handler: Handler, what: str, args: Any, kwargs: Any) -> None:
+        """Refuse arguments that the handler does not know, and tensors that no layer made."""
+        try:
+            inspect.signature(handler).bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise self.refuse(f"{what}: {error}; called like this it is not supported") from None
+        tensors: list[Tensor] = []
+        fx.node.map_aggregate((args, kwargs), lambda item: tensors.append(item) if isinstance(item, Tensor) else item)
+        if tensors:
+            shape = list(tensors[0].shape)
+            raise self.refuse(f"{what} of a parameter or constant {shape}; only layers have weights of their own here")
+
+    def _check_shape(self, what: str, value: Any, example: Any) -> None:
+        """What the importer believes of a tensor's dimensions must be what the model made."""
+        if not isinstance(value, Value) or not isinstance(example, Tensor):
+            return
+        sizes = [prod(atom.size for atom in dimension) for dimension in value.dimensions]
+        if sizes != list(example.shape):
+            raise self.refuse(f"{what} gives {list(example.shape)}, but would be imported as {sizes}; it is not supported")
+
+    def _check_weights(self) -> None:
+        """Every weight that the module names must be finite float32, as the model computes."""
+        for op in self.network.operations():
+            for key, definition in op.declared().items():
+                name = op.symbol(key) if op.is_symbol(definition) else None
+                if name is None:
+                    continue
+                weight = self.network.weights[name]
+                if weight.dtype != np.float32:
+                    raise CStepError(f"{op.label} ({op.source}): {name} is {weight.dtype}, not float32; use model.float()")
+                if not np.isfinite(weight).all():
+                    raise CStepError(f"{op.label} ({op.source}): {name} holds NaN or infinity")
 
     def _arguments(self, tree: Any) -> Any:
         return fx.node.map_arg(tree, lambda node: self.values[node])
@@ -196,16 +236,14 @@ class Importer:
     def reshape(self, value: Value, sizes: Sequence[int]) -> Value:
         """torch's reshape to `sizes` (one may be -1)."""
         atoms = [atom for dimension in value.dimensions for atom in dimension]
-        total = 1
-        for atom in atoms:
-            total *= atom.size
-        known = 1
-        for size in sizes:
-            known *= size if size != -1 else 1
+        total = prod(atom.size for atom in atoms)
+        known = prod(size for size in sizes if size != -1)
         wanted = [size if size != -1 else total // known for size in sizes]
         groups: list[Dimension] = []
         for size in wanted:
-            groups.append(self._take(atoms, size))
+            taken = self._take(atoms, size)
+            inside = bool(groups) and feature_size(groups[-1]) is not None and bool(atoms)
+            groups.append((Atom(FEATURE, 1),) if inside and not taken else taken)
         if atoms and groups:
             groups[-1] = (*groups[-1], *atoms)
         return self.regroup(value, tuple(groups))
@@ -231,13 +269,16 @@ class Importer:
     def repeat_time(self, value: Value, dimension: int, steps: int) -> Value:
         """The same tensor `steps` times along a dimension that is empty so far: time."""
         dimensions = list(value.dimensions)
-        dimensions[dimension] = (*dimensions[dimension], Atom(TIME, steps))
+        dimensions[dimension] = (Atom(TIME, steps), *dimensions[dimension])
         result = Train.of(steps, value.type.sizes, value.type.element)
         made = self.make(spike.Repeat, value, result=result, hint=self.hint("repeat"))
         return Value(made, tuple(dimensions))
 
     def neuron(self, module: nn.Module, path: str, value: Value) -> Value:
         """A multi-step neuron, time in the first dimension."""
+        if path in self._called and remembers(module, f"{path} ({self.where})"):
+            raise self.refuse(f"{path}: {class_name(module)} is called twice and keeps its membrane; give each call its own")
+        self._called.add(path)
         if value.type.steps is None:
             if value.dimensions[0] and feature_size(value.dimensions[0]) is not None:
                 raise self.refuse(f"{path}: the neuron's first dimension must be time")
@@ -250,16 +291,9 @@ class Importer:
             value,
             result=value.type.with_element(Element.spike()),
             hint=self.hint("", path),
-            tau=equation.tau,
-            threshold=equation.threshold,
-            reset=equation.reset,
-            charge=equation.charge,
-            fires=equation.fires,
+            **vars(equation),
         )
         return Value(made, value.dimensions)
-
-
-Handler = Callable[..., Any]
 
 
 def import_model(model: nn.Module, example: Tensor) -> Network:

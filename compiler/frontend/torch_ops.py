@@ -255,34 +255,68 @@ def squeeze(importer: Importer, x: Value, dim: int) -> Value:
     return importer.regroup(x, x.dimensions[:place] + x.dimensions[place + 1 :])
 
 
-def repeat(importer: Importer, x: Value, *counts: Any) -> Value:
-    """Repeat (or expand) a static tensor along a new leading dimension: time."""
-    wanted = list(counts[0]) if len(counts) == 1 and not isinstance(counts[0], int) else list(counts)
-    if len(wanted) != len(x.dimensions):
-        x = Value(x.ssa, ((),) * (len(wanted) - len(x.dimensions)) + x.dimensions)
-    for place, count in enumerate(wanted):
-        if count in (1, -1) or count == _size(x, place):
-            continue
-        if x.type.steps is not None or x.dimensions[place]:
-            raise importer.refuse("repeats along a dimension that is not new; only a new leading T can be repeated")
-        x = importer.repeat_time(x, place, count)
+def clone(importer: Importer, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A copy in the same memory order: the same value."""
     return x
 
 
-def _size(x: Value, place: int) -> int:
-    size = 1
-    for atom in x.dimensions[place]:
-        size *= atom.size
-    return size if x.dimensions[place] else -2
+def unflatten(importer: Importer, x: Value, dim: int, sizes: Any) -> Value:
+    """Split one dimension into several."""
+    place = dim % len(x.dimensions)
+    shape = [prod(atom.size for atom in dimension) for dimension in x.dimensions]
+    return importer.reshape(x, [*shape[:place], *sizes, *shape[place + 1 :]])
+
+
+def repeat(importer: Importer, x: Value, *counts: Any) -> Value:
+    """Repeat a static tensor along a new leading dimension: time."""
+    return _repeated(importer, x, _numbers(counts))
+
+
+def expand(importer: Importer, x: Value, *sizes: Any) -> Value:
+    """Repeat a static tensor along a new leading dimension: time. -1 and a dimension's own size leave it."""
+    wanted = _numbers(sizes)
+    shape = [1] * (len(wanted) - len(x.dimensions)) + [prod(atom.size for atom in dim) for dim in x.dimensions]
+    wanted = [1 if size in (-1, own) else size for size, own in zip(wanted, shape, strict=True)]
+    return _repeated(importer, x, wanted)
+
+
+def _numbers(given: tuple[Any, ...]) -> list[int]:
+    """Numbers given one by one or as one sequence."""
+    return list(given[0]) if len(given) == 1 and not isinstance(given[0], int) else list(given)
+
+
+def _repeated(importer: Importer, x: Value, counts: list[int]) -> Value:
+    """x `counts[i]` times along dimension i; dimensions that x lacks are new leading ones."""
+    x = Value(x.ssa, ((),) * (len(counts) - len(x.dimensions)) + x.dimensions)
+    for place, count in enumerate(counts):
+        new = x.type.steps is None and not x.dimensions[place]
+        if count != 1 and not new:
+            raise importer.refuse("repeats along a dimension that is not new; only a new leading T can be repeated")
+        if count != 1 or (new and place == 0):  # T = 1 is time, too
+            x = importer.repeat_time(x, place, count)
+    return x
 
 
 def stack(importer: Importer, tensors: Any, dim: int = 0) -> Value:
     """Stack one static tensor T times: time."""
     first = tensors[0]
-    if any(tensor.ssa is not first.ssa for tensor in tensors):
+    if any(not isinstance(tensor, Value) or tensor.ssa is not first.ssa for tensor in tensors):
         raise importer.refuse("stacks different tensors; only the same tensor stacked T times is time")
-    x = unsqueeze(importer, first, dim)
-    return x if len(tensors) == 1 else importer.repeat_time(x, dim % len(x.dimensions), len(tensors))
+    if first.type.steps is not None:
+        raise importer.refuse("stacks a tensor that has time already")
+    return importer.repeat_time(unsqueeze(importer, first, dim), dim % (len(first.dimensions) + 1), len(tensors))
+
+
+def dropout(importer: Importer, x: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
+    """Dropout that is off."""
+    if training and p:
+        raise importer.refuse("dropout with training=True (its default) is random; pass self.training, or use nn.Dropout")
+    return x
+
+
+def flatten_layer(importer: Importer, x: Value, layer: nn.Flatten, path: str) -> Value:
+    """nn.Flatten."""
+    return flatten(importer, x, layer.start_dim, layer.end_dim)
 
 
 MODULES: dict[type[nn.Module], Handler] = {
@@ -292,12 +326,13 @@ MODULES: dict[type[nn.Module], Handler] = {
     nn.BatchNorm2d: batch_norm,
     nn.MaxPool2d: max_pool2d,
     nn.Dropout: nothing,
+    nn.Flatten: flatten_layer,
     nn.Identity: nothing,
 }
 
 FUNCTIONS: dict[Any, Handler] = {
     operator.add: add,
-    operator.iadd: add,
+    operator.iadd: add_in_place,
     torch.add: add,
     operator.mul: multiply,
     torch.mul: multiply,
@@ -311,7 +346,8 @@ FUNCTIONS: dict[Any, Handler] = {
     torch.unsqueeze: unsqueeze,
     torch.squeeze: squeeze,
     torch.stack: stack,
-    functional.dropout: lambda importer, x, *args, **kwargs: x,
+    torch.unflatten: unflatten,
+    functional.dropout: dropout,
 }
 
 METHODS: dict[str, Handler] = {
@@ -326,10 +362,12 @@ METHODS: dict[str, Handler] = {
     "permute": permute,
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
+    "unflatten": unflatten,
     "repeat": repeat,
-    "expand": repeat,
+    "expand": expand,
     "contiguous": contiguous,
-    "detach": lambda importer, x: x,
+    "clone": clone,
+    "detach": clone,
 }
 
 

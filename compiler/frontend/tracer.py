@@ -16,11 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compiler.frontend.neurons import is_neuron
+from compiler.frontend.neurons import is_neuron, keeps_state, require_multi_step
 from isa.errors import CStepError
 
 _TORCH = str(Path(torch.__file__).parent)
 _PLAIN = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "layout", "is_sparse", "names"}
+_ABOUT = {
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex",
+    "is_tensor", "element_size", "get_device", "type", "is_same_size",
+}  # fmt: skip
+"""Calls that say something about a tensor, not about its values: their results are constants of the trace."""
 
 
 def _source_line() -> str:
@@ -56,6 +61,12 @@ class ExampleProxy(fx.Proxy):
     def __int__(self) -> int:
         raise CStepError(f"{_source_line()}: the model turns a tensor's value into a number; it must stay a tensor")
 
+    __float__ = __index__ = __complex__ = __int__
+
+    def __iadd__(self, other: Any) -> Any:
+        """`x += y`, kept apart from `x + y`: other names of x see it too."""
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
     def __setitem__(self, index: Any, value: Any) -> None:
         raise CStepError(f"{_source_line()}: the model assigns into a tensor; build it with stack or cat instead")
 
@@ -69,7 +80,7 @@ class ExampleTracer(fx.Tracer):
         self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_neuron(m):
+        if is_neuron(m) or keeps_state(m):
             return True
         if isinstance(m, nn.Sequential | nn.ModuleList):
             return False
@@ -90,6 +101,8 @@ class ExampleTracer(fx.Tracer):
     ) -> Any:
         example = self._example(kind, target, args, kwargs)
         if kind not in ("placeholder", "output") and not isinstance(example, Tensor | tuple | list):
+            if kind.startswith("call") and getattr(target, "__name__", target) not in _ABOUT:
+                raise CStepError(f"{_source_line()}: the model turns a tensor into {_plain(example)}; it must stay a tensor")
             return example
         made = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
         made.node.meta |= {"example": example, "source": _source_line(), "module": self.scope.module_path}
@@ -112,6 +125,8 @@ class ExampleTracer(fx.Tracer):
                     return operator.attrgetter(target)(self.root)(*args, **kwargs)
                 if kind == "call_method":
                     return getattr(args[0], target)(*args[1:], **kwargs)
+                if target is operator.iadd:
+                    return args[0] + args[1]
                 return target(*args, **kwargs)
         finally:
             self._evaluating = False
@@ -123,6 +138,10 @@ class ExampleTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Likewise for parameters."""
         return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _plain(example: Any) -> str:
+    return f"the {type(example).__name__} {example}" if isinstance(example, int | float) else type(example).__name__
 
 
 def _examples(tree: Any) -> Any:
@@ -146,30 +165,41 @@ def trace(model: nn.Module, example: Tensor) -> fx.Graph:
 
     Every parameter after the first that has a default keeps it.
     """
-    for module in model.modules():
-        if is_neuron(module) and hasattr(module, "reset"):
-            module.reset()  # type: ignore[operator]
+    for path, module in model.named_modules():
+        if is_neuron(module):
+            require_multi_step(module, path)
+    _reset(model)
     model.eval()
     concrete = {
         name: parameter.default
         for name, parameter in list(inspect.signature(model.forward).parameters.items())[1:]
         if parameter.default is not inspect.Parameter.empty
     }
-    tracer = ExampleTracer(example)
+    tracer = ExampleTracer(example.clone())  # the model may write into it
     try:
         graph = tracer.trace(model, concrete_args=concrete)
     except CStepError:
         raise
     except fx.proxy.TraceError as error:
-        raise CStepError(f"{_failure_line(error)}: cannot be traced: {error}") from None
+        raise CStepError(f"{_failure_line(error)}: cannot be traced: {_first_line(error)}") from None
     except Exception as error:
         raise CStepError(
-            f"{_failure_line(error)}: the model fails on an input {list(example.shape)}: {type(error).__name__}: {error}"
+            f"{_failure_line(error)}: the model fails on an input {list(example.shape)}: "
+            f"{type(error).__name__}: {_first_line(error)}"
         ) from None
-    for module in model.modules():
-        if is_neuron(module) and hasattr(module, "reset"):
-            module.reset()  # type: ignore[operator]
+    _reset(model)
     return graph
+
+
+def _reset(model: nn.Module) -> None:
+    """Neurons at rest: nothing of one input is left for the next."""
+    for module in model.modules():
+        if (is_neuron(module) or keeps_state(module)) and hasattr(module, "reset"):
+            module.reset()  # type: ignore[operator]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def _failure_line(error: BaseException) -> str:

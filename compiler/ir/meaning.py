@@ -280,8 +280,11 @@ class Executor:
         return self._tensors[name]
 
     @torch.no_grad()
-    def run(self, x: NDArray[np.float32]) -> Run:
-        """Run on one image [C, H, W] or one train of events [T, C, H, W]."""
+    def run(self, x: NDArray[np.float32], forced: Mapping[str, NDArray[Any]] | None = None) -> Run:
+        """Run on one image [C, H, W] or one train of events [T, C, H, W].
+
+        `forced` are spikes by neuron that go on in place of those computed (whose currents are still recorded).
+        """
         values: dict[Any, Tensor] = {}
         run = Run(np.zeros(0))
         for op in self.network.operations():
@@ -298,10 +301,12 @@ class Executor:
             result = function(op, self._weight, *operands)
             assert isinstance(op, spike.SpikeOperation)
             _check_bounds(op, result)
-            values[op.results[0]] = result
             if isinstance(op, spike.Lif | spike.IntegerLif):
                 run.currents[op.label] = operands[0].numpy()
                 run.spikes[op.label] = result.numpy()
+                if forced is not None:
+                    result = torch.from_numpy(forced[op.label]).to(result.dtype)
+            values[op.results[0]] = result
         return run
 
 

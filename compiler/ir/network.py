@@ -8,7 +8,7 @@ pass that changes a weight adds a new name. On disk a dump is `05-quantise.spike
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +26,7 @@ from compiler.ir.spelling import HouseOperation
 from compiler.ir.spike import SPIKE
 from isa.errors import CStepError
 from isa.files import write_whole
+from isa.machine import Machine, load_machine
 
 Array = NDArray[np.generic]
 
@@ -40,13 +41,19 @@ def context() -> Context:
     return made
 
 
+def default_machine() -> Machine:
+    """The machine that programs are for where nothing else is said."""
+    return load_machine("c-step")
+
+
 @dataclass
 class Network:
-    """A module and its weights. `saved` are names that a dump on disk already holds."""
+    """A module, its weights, and the machine it is for. `saved` are names that a dump on disk already holds."""
 
     module: ModuleOp
     weights: dict[str, Array] = field(default_factory=dict[str, Array])
     saved: set[str] = field(default_factory=set[str])
+    target: Machine = field(default_factory=default_machine)
 
     def operations(self) -> Iterator[HouseOperation]:
         """The ops in program order."""
@@ -80,7 +87,11 @@ class Network:
 
     def clone(self) -> Network:
         """A copy of the module over the same store."""
-        return Network(self.module.clone(), self.weights, self.saved)
+        return replace(self, module=self.module.clone())
+
+    def with_module(self, module: ModuleOp) -> Network:
+        """Another module over the same store."""
+        return replace(self, module=module)
 
     def dump(self, directory: Path, stem: str) -> Path:
         """Write `stem.spike`, and `stem.safetensors` for weights that no earlier dump holds."""

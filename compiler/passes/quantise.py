@@ -93,7 +93,7 @@ class _Quantiser:
     values: dict[SSAValue, _Quantised] = field(default_factory=dict[SSAValue, _Quantised])
 
     def run(self) -> Network:
-        self.new = Network(ModuleOp([]), self.old.weights, self.old.saved)
+        self.new = self.old.with_module(ModuleOp([]))
         for op in self.old.operations():
             assert isinstance(op, spike.SpikeOperation)
             handler = _HANDLERS.get(type(op))

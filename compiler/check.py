@@ -1,0 +1,178 @@
+"""A pass is believed when it has been run: execute the module after it, and compare every neuron's current.
+
+Up to quantisation the comparison is in float64, each neuron given the spikes that it had before the pass, so that one
+rounding does not become another network; from quantisation on every integer must be the same. The module after
+`quantise` is also compared with an independent oracle (its ONNX form on onnxruntime).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compiler.backend.allocate import allocate
+from compiler.backend.emit import emit, neuron_labels
+from compiler.ir.cstep import BufferOp, InstructionOp
+from compiler.ir.meaning import Executor, Run
+from compiler.ir.network import Network
+from compiler.ir.spelling import HouseOperation
+from compiler.passes.network_pass import Keeps, NetworkPass
+from isa.errors import CStepError
+from isa.program import Program, Provenance
+
+TOLERANCE = 1e-6
+"""Relative difference that float64 rounding may make in a current; a wrong scale makes 1e-3."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the emulator shows of a run: integer logits [B, classes]; currents [B, T, pixels, C] by layer index."""
+
+    logits: NDArray[np.int64]
+    currents: dict[int, NDArray[np.int32]]
+
+
+Emulate = Callable[[Program, NDArray[np.float32]], Observed]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of the compile report: what was compared after a pass, and what it found."""
+
+    name: str
+    compared: int
+    """Currents and logits compared."""
+    note: str
+    check_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+class Checker:
+    """Holds what the module must compute, and compares each new module with it."""
+
+    def __init__(self, inputs: NDArray[np.float32] | None, emulate: Emulate | None) -> None:
+        self.inputs, self.emulate = inputs, emulate
+        self._reference: list[Run] = []
+        self._sources: dict[str, str] = {}
+
+    def compare(self, each: NetworkPass | None, after: Network, dump: Path | None) -> CheckResult:
+        """Execute `after` and compare; raises CStepError at the first difference."""
+        name = each.name if each else "import"
+        if self.inputs is None:
+            return CheckResult(name, 0, "not compared")
+        started = time.perf_counter()
+        self._sources |= {op.label: op.source for op in after.operations() if isinstance(op, HouseOperation)}
+        result = self._compare(name, each.keeps if each else Keeps.NOTHING, after, dump)
+        return replace(result, check_seconds=time.perf_counter() - started)
+
+    def _compare(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
+        inputs = self.inputs
+        assert inputs is not None
+        if _is_program(after):
+            if self.emulate is None:
+                return CheckResult(name, 0, "not compared: no emulator")
+            runs = self._emulated(after, inputs)
+            return self._integers(name, runs, dump, "emulator == integer model")
+        if keeps == Keeps.INTEGERS:
+            return self._integers(name, self._executed(after, torch.float32), dump, "== integer model")
+        if keeps == Keeps.NOTHING and self._reference:
+            self._reference = self._executed(after, torch.float32)
+            return self._oracle(name, after, dump)
+        if keeps == Keeps.NOTHING:
+            self._reference = self._executed(after, torch.float64)
+            return CheckResult(name, 0, "reference")
+        return self._reals(name, keeps, after, dump)
+
+    def _executed(self, network: Network, dtype: torch.dtype) -> list[Run]:
+        assert self.inputs is not None
+        executor = Executor(network, dtype)
+        return [executor.run(x) for x in self.inputs]
+
+    def _emulated(self, network: Network, inputs: NDArray[np.float32]) -> list[Run]:
+        """Run a cstep module on the emulator; buffers that have no address yet get one for the run."""
+        assert self.emulate is not None
+        placed = network if _is_placed(network) else allocate(network, network.target)
+        program = emit(placed, network.target, NOWHERE, ((), ()))
+        seen = self.emulate(program, inputs)
+        labels = neuron_labels(network)
+        return [
+            Run(seen.logits[index], {label: seen.currents[layer][index] for layer, label in labels.items()})
+            for index in range(len(inputs))
+        ]
+
+    def _oracle(self, name: str, after: Network, dump: Path | None) -> CheckResult:
+        from compiler.ir.onnx_form import Oracle
+
+        assert self.inputs is not None
+        oracle = Oracle(after)
+        return self._integers(name, [oracle.run(x) for x in self.inputs], dump, "onnxruntime == integer model")
+
+    def _integers(self, name: str, runs: list[Run], dump: Path | None, note: str) -> CheckResult:
+        """Every integer the same."""
+        compared = 0
+        for image, (before, after) in enumerate(zip(self._reference, runs, strict=True)):
+            for label, current in before.currents.items():
+                if label not in after.currents:
+                    raise CStepError(f"{name}: {label} ({self._sources.get(label, '')}): its currents are gone")
+                compared += current.size
+                seen = after.currents[label].reshape(current.shape)
+                if not np.array_equal(current, seen):
+                    raise self._difference(name, label, image, current, seen, dump)
+            compared += before.output.size
+            if not np.array_equal(before.output, after.output):
+                raise self._difference(name, "logits", image, before.output, after.output, dump)
+        return CheckResult(name, compared, note)
+
+    def _reals(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
+        """Every current the same up to rounding; in any order of neurons where the layout may change."""
+        assert self.inputs is not None
+        executor = Executor(after, torch.float64)
+        compared, most = 0, 0.0
+        runs: list[Run] = []
+        for image, (x, before) in enumerate(zip(self.inputs, self._reference, strict=True)):
+            moved = keeps == Keeps.VALUES
+            run = executor.run(x, forced=None if moved else before.spikes)
+            for label, current in before.currents.items():
+                seen = run.currents[label]
+                if moved:
+                    steps = len(current)
+                    current, seen = (np.sort(a.reshape(steps, -1), axis=1) for a in (current, seen))
+                error = np.abs(current - seen) / (1 + np.abs(current))
+                compared, most = compared + current.size, max(most, float(error.max(initial=0)))
+                if not (error <= TOLERANCE).all():
+                    raise self._difference(name, label, image, current, np.where(error <= TOLERANCE, current, seen), dump)
+            runs.append(run)
+        self._reference = runs
+        return CheckResult(name, compared, f"float64, largest relative difference {most:.1e}")
+
+    def _difference(
+        self, name: str, label: str, image: int, before: NDArray[Any], after: NDArray[Any], dump: Path | None
+    ) -> CStepError:
+        """The pass, the op, its line, the first differing element and both values."""
+        first = tuple(int(i) for i in np.argwhere(before != after)[0])
+        count = int((before != after).sum())
+        source = self._sources.get(label, "")
+        where = f"{label} ({source})" if source else label
+        dumps = f"; see {dump.name} and the dump before it" if dump else ""
+        return CStepError(
+            f"{name}: {where}: image {image}, element {list(first)} is {after[first]} after the pass and "
+            f"{before[first]} before it ({count} of {before.size} differ){dumps}"
+        )
+
+
+NOWHERE = Provenance(model="", checkpoint="", calibration="", pipeline="", schedule="", version="")
+
+
+def _is_program(network: Network) -> bool:
+    return any(isinstance(op, InstructionOp) for op in network.operations())
+
+
+def _is_placed(network: Network) -> bool:
+    return all(op.get("at") >= 0 for op in network.operations() if isinstance(op, BufferOp) and op.results[0].uses)

@@ -1,0 +1,142 @@
+"""The passes, in one list, and the pipeline: after every pass it verifies, dumps, executes and compares.
+
+What is compared is every neuron's input current, not only the logits: a batch norm scale that is wrong by 0.1 % changes
+no logit in 200 inputs and the currents in all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.utils.arg_spec import parse_pipeline
+from xdsl.utils.exceptions import ArgSpecParseError
+
+from compiler.backend.allocate import Allocate
+from compiler.backend.emit import Normalisation, emit
+from compiler.backend.lower import LowerToCstep
+from compiler.backend.synchronise import Synchronise
+from compiler.calibrate.ranges import image_scale
+from compiler.check import CheckResult, Checker, Emulate
+from compiler.ir.network import Network
+from compiler.passes.canonicalise import Canonicalise
+from compiler.passes.fold_batch_norm import FoldBatchNorm
+from compiler.passes.fuse_attention import FuseAttention
+from compiler.passes.network_pass import NetworkPass
+from compiler.passes.quantise import Quantise
+from isa.errors import CStepError
+from isa.machine import Machine
+from isa.program import Program, Provenance
+from isa.verify import verify
+
+PASSES: tuple[type[NetworkPass], ...] = (
+    FuseAttention,
+    Canonicalise,
+    FoldBatchNorm,
+    Quantise,
+    LowerToCstep,
+    Allocate,
+    Synchronise,
+)
+
+DEFAULT_PASSES = (
+    "fuse-attention,canonicalise,fold-batch-norm,"
+    "quantise{image-scale=SCALE accumulator-bits=BITS},lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
+)
+"""SCALE comes from calibration, BITS from the machine, SCHEDULE from the call."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling leaves: the last module, the program, and what was compared after every pass."""
+
+    network: Network
+    program: Program
+    checks: tuple[CheckResult, ...]
+    integer: Network
+    """The module after `quantise`: the model that the program computes."""
+
+
+def parse_passes(passes: str) -> list[NetworkPass]:
+    """The passes of a pipeline string, e.g. `canonicalise,quantise{image-scale=0.02}`."""
+    known = {kind.name: kind for kind in PASSES}
+    try:
+        specs = list(parse_pipeline(passes))
+    except ArgSpecParseError as error:
+        raise CStepError(f"passes: {str(error).splitlines()[-1].strip()}") from None
+    made: list[NetworkPass] = []
+    for spec in specs:
+        if spec.name not in known:
+            raise CStepError(f"passes: no pass {spec.name}; there are {', '.join(known)}")
+        try:
+            made.append(known[spec.name].from_spec(spec))
+        except (ValueError, TypeError) as error:
+            raise CStepError(f"passes: {spec.name}: {error}") from None
+    return made
+
+
+def run_passes(network: Network, passes: str) -> Network:
+    """Apply passes, verifying after each; for `cstep opt`."""
+    for each in parse_passes(passes):
+        network = each.apply(network)
+        network.verify()
+    return network
+
+
+def compile_network(
+    network: Network,
+    *,
+    machine: Machine,
+    calibration: NDArray[np.float32],
+    check: NDArray[np.float32] | None,
+    provenance: Provenance,
+    normalisation: Normalisation,
+    passes: str | None = None,
+    schedule: str = "layers",
+    dump_to: Path | None = None,
+    emulate: Emulate | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Compiled:
+    """Compile an imported network to a program.
+
+    `calibration` are images [B, C, H, W] (or events [B, T, C, H, W]) as the model takes them; `check` are the inputs
+    that every pass is compared on, None for no comparison. `emulate` runs a program and gives its logits and currents.
+    Raises CStepError naming pass, op, source line and element where anything differs.
+    """
+    text = _pipeline_text(passes, network, machine, calibration, schedule)
+    network = replace(network, target=machine)
+    checker = Checker(check, emulate)
+    results: list[CheckResult] = []
+    integer = network
+    for number, each in enumerate([None, *parse_passes(text)]):
+        name = each.name if each else "import"
+        if progress:
+            progress(name)
+        started = time.perf_counter()
+        after = each.apply(network) if each else network
+        after.verify()
+        path = after.dump(dump_to, f"{number:02d}-{name}") if dump_to else None
+        seconds = time.perf_counter() - started
+        results.append(replace(checker.compare(each, after, path), seconds=seconds))
+        integer = after if isinstance(each, Quantise) else integer
+        network = after
+    program = emit(network, machine, provenance.model_copy(update={"pipeline": text}), normalisation)
+    verify(program)
+    return Compiled(network, program, tuple(results), integer)
+
+
+def _pipeline_text(
+    passes: str | None, network: Network, machine: Machine, calibration: NDArray[np.float32], schedule: str
+) -> str:
+    """The pipeline with its blanks filled in."""
+    text = passes or DEFAULT_PASSES
+    if "SCALE" in text:
+        text = text.replace("SCALE", repr(image_scale(calibration)))
+    return text.replace("BITS", str(machine.accumulator_bits)).replace("SCHEDULE", schedule)
+
+
+__all__: Sequence[str] = ("DEFAULT_PASSES", "PASSES", "Compiled", "compile_network", "parse_passes", "run_passes")

@@ -16,7 +16,9 @@ from compiler.frontend.importer import import_model
 from compiler.ir.meaning import Executor, Run
 from compiler.ir.network import Network, parse
 from compiler.ir.onnx_form import Oracle, to_onnx
-from compiler.passes import PASSES
+from compiler.passes.canonicalise import Canonicalise
+from compiler.passes.fold_batch_norm import FoldBatchNorm
+from compiler.passes.fuse_attention import FuseAttention
 from compiler.passes.quantise import Quantise
 from compiler.zoo import build
 from isa.errors import CStepError
@@ -42,9 +44,8 @@ def digits() -> tuple[Network, NDArray[np.float32]]:
     apply_checkpoint(model, checkpoint.state, entry.dead_keys, "digits")
     images = load_dataset("digits", split="test", shape=entry.input, mean=entry.mean, std=entry.std).batch(0, 4)
     network = import_model(model, torch.from_numpy(images[:1]))
-    scale = float(np.abs(images).max()) / 127
-    for kind in PASSES:
-        step = Quantise(image_scale=scale) if kind is Quantise else kind()
+    quantise = Quantise(image_scale=float(np.abs(images).max()) / 127)
+    for step in (FuseAttention(), Canonicalise(), FoldBatchNorm(), quantise):
         network = step.apply(network)
     return network, images
 

@@ -11,11 +11,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate, map_arg
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -87,6 +88,7 @@ class Importer:
         self.network = Network(ModuleOp([]), dict(store_of(model.state_dict())))
         self.values: dict[fx.Node, Any] = {}
         self.where = ""
+        self._node: fx.Node | None = None
         self._module_path = ""
         self._hints: dict[str, int] = {}
         self._called: set[str] = set()
@@ -95,6 +97,7 @@ class Importer:
         from compiler.frontend.torch_ops import handler_of
 
         for node in self.graph.nodes:
+            self._node = node
             self.where = node.meta.get("source") or "model"
             self._module_path = node.meta.get("module", "")
             if node.op == "placeholder":
@@ -123,7 +126,7 @@ class Importer:
         except TypeError as error:
             raise self.refuse(f"{what}: {error}; called like this it is not supported") from None
         tensors: list[Tensor] = []
-        fx.node.map_aggregate((args, kwargs), lambda item: tensors.append(item) if isinstance(item, Tensor) else item)
+        map_aggregate((args, kwargs), lambda item: tensors.append(item) if isinstance(item, Tensor) else item)
         if tensors:
             shape = list(tensors[0].shape)
             raise self.refuse(f"{what} of a parameter or constant {shape}; only layers have weights of their own here")
@@ -134,7 +137,9 @@ class Importer:
             return
         sizes = [prod(atom.size for atom in dimension) for dimension in value.dimensions]
         if sizes != list(example.shape):
-            raise self.refuse(f"{what} gives {list(example.shape)}, but would be imported as {sizes}; it is not supported")
+            raise self.refuse(
+                f"{what} gives {list(example.shape)}, but {sizes} when imported; this use is not supported"
+            )
 
     def _check_weights(self) -> None:
         """Every weight that the module names must be finite float32, as the model computes."""
@@ -145,12 +150,14 @@ class Importer:
                     continue
                 weight = self.network.weights[name]
                 if weight.dtype != np.float32:
-                    raise CStepError(f"{op.label} ({op.source}): {name} is {weight.dtype}, not float32; use model.float()")
+                    raise CStepError(
+                        f"{op.label} ({op.source}): {name} is {weight.dtype}, not float32; use model.float()"
+                    )
                 if not np.isfinite(weight).all():
                     raise CStepError(f"{op.label} ({op.source}): {name} holds NaN or infinity")
 
     def _arguments(self, tree: Any) -> Any:
-        return fx.node.map_arg(tree, lambda node: self.values[node])
+        return map_arg(tree, lambda node: self.values[node])
 
     def _input(self, example: Tensor, events: bool) -> Value:
         sizes = tuple(example.shape)
@@ -184,6 +191,19 @@ class Importer:
 
     def refuse(self, message: str) -> CStepError:
         return CStepError(f"{self.where}: {message}")
+
+    def shares_memory_with_later(self, index: int) -> bool:
+        """Whether argument `index` of the current call, or a view of it, is used by a later call."""
+        assert self._node is not None
+
+        def storage(node: fx.Node) -> int | None:
+            example = node.meta.get("example")
+            return example.untyped_storage().data_ptr() if isinstance(example, Tensor) else None
+
+        shared = storage(cast(fx.Node, self._node.args[index]))
+        nodes = list(self.graph.nodes)
+        later = nodes[nodes.index(self._node) + 1 :]
+        return any(storage(operand) == shared for node in later for operand in node.all_input_nodes)
 
     def make(
         self,
@@ -277,7 +297,9 @@ class Importer:
     def neuron(self, module: nn.Module, path: str, value: Value) -> Value:
         """A multi-step neuron, time in the first dimension."""
         if path in self._called and remembers(module, f"{path} ({self.where})"):
-            raise self.refuse(f"{path}: {class_name(module)} is called twice and keeps its membrane; give each call its own")
+            raise self.refuse(
+                f"{path}: {class_name(module)} is called twice and keeps its membrane; use one neuron a call"
+            )
         self._called.add(path)
         if value.type.steps is None:
             if value.dimensions[0] and feature_size(value.dimensions[0]) is not None:

@@ -3,140 +3,30 @@
 from __future__ import annotations
 
 import operator
+from math import prod
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional
 
-from compiler.frontend.importer import (
-    BATCH,
-    FEATURE,
-    TIME,
-    Atom,
-    Handler,
-    Importer,
-    Value,
-    feature_axis,
-    feature_size,
+from compiler.frontend.importer import TIME, Handler, Importer, Value, feature_axis, feature_size
+from compiler.frontend.layers import (
+    batch_norm,
+    conv2d,
+    linear,
+    max_pool2d,
+    nothing,
+    passed_on,
+    passes_on,
+    require_plain,
 )
-from compiler.frontend.neurons import is_neuron
+from compiler.frontend.neurons import class_name, is_neuron
 from compiler.ir import spike
-from compiler.ir.types import Element, Train
+from compiler.ir.types import Element
 from compiler.ir.types import Tensor as StaticType
 
 REAL = Element.real()
-
-
-def _one(importer: Importer, value: int | tuple[int, ...], what: str) -> int:
-    """A size that is the same in both directions."""
-    sizes = (value,) if isinstance(value, int) else tuple(value)
-    if len(set(sizes)) != 1:
-        raise importer.refuse(f"{what}={sizes}; only square windows are supported")
-    return sizes[0]
-
-
-def _features(value: Value, count: int) -> tuple[int, ...]:
-    """The torch dimensions of the last `count` features."""
-    return tuple(range(len(value.dimensions) - count, len(value.dimensions)))
-
-
-def conv2d(
-    importer: Importer, x: Value, layer: nn.Conv2d, path: str
-) -> Value:
-    """Conv2d over [.., C, H, W], as transpose, conv on HxWxC, transpose."""
-    if len(x.type.sizes) != 3:
-        raise importer.refuse(f"{path}: Conv2d of {x.type}; it must have channels, height and width")
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or set(layer.dilation) != {1}:
-        raise importer.refuse(f"{path}: Conv2d with padding_mode, padding='same' or dilation is not supported")
-    lead = x.dimensions[: len(x.dimensions) - 3]
-    pixels = importer.transpose(x, (1, 2, 0), x.dimensions)
-    kernel, stride = _one(importer, layer.kernel_size, "kernel"), _one(importer, layer.stride, "stride")
-    padding = _one(importer, cast("tuple[int, ...]", layer.padding), "padding")
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
-    sizes = (height, width, layer.out_channels)
-    made = importer.make(
-        spike.Conv,
-        pixels,
-        result=x.type.with_sizes(sizes).with_element(REAL),
-        hint=importer.hint("conv", path),
-        symbols={"weight": f"{path}.weight", "bias": f"{path}.bias" if layer.bias is not None else None},
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        groups=layer.groups,
-    )
-    dimensions = (*lead, *((Atom(FEATURE, size),) for size in (sizes[2], height, width)))
-    return importer.transpose(Value(made, dimensions), (2, 0, 1), dimensions)
-
-
-def linear(importer: Importer, x: Value, layer: nn.Linear, path: str) -> Value:
-    """Linear over the last dimension."""
-    if not x.type.sizes or feature_size(x.dimensions[-1]) != x.type.sizes[-1]:
-        raise importer.refuse(f"{path}: Linear over a dimension that is not a feature")
-    result = x.type.with_sizes((*x.type.sizes[:-1], layer.out_features)).with_element(REAL)
-    made = importer.make(
-        spike.Linear,
-        x,
-        result=result,
-        hint=importer.hint("linear", path),
-        symbols={"weight": f"{path}.weight", "bias": f"{path}.bias" if layer.bias is not None else None},
-    )
-    return Value(made, (*x.dimensions[:-1], (Atom(FEATURE, layer.out_features),)))
-
-
-def batch_norm(importer: Importer, x: Value, layer: nn.BatchNorm1d | nn.BatchNorm2d, path: str) -> Value:
-    """BatchNorm over torch dimension 1 (2 in SpikingJelly's multi-step layers), in evaluation mode."""
-    if layer.running_mean is None or layer.weight is None:
-        raise importer.refuse(f"{path}: BatchNorm without running statistics or affine weights is not supported")
-    channel = 2 if getattr(layer, "step_mode", "s") == "m" else 1
-    axis = feature_axis(x, channel)
-    if axis is None:
-        raise importer.refuse(f"{path}: BatchNorm over time or batch")
-    made = importer.make(
-        spike.BatchNorm,
-        x,
-        result=x.type.with_element(REAL),
-        hint=importer.hint("batch_norm", path),
-        symbols={
-            "weight": f"{path}.weight",
-            "bias": f"{path}.bias",
-            "mean": f"{path}.running_mean",
-            "variance": f"{path}.running_var",
-        },
-        epsilon=float(layer.eps),
-        axis=axis,
-    )
-    return Value(made, x.dimensions)
-
-
-def max_pool2d(importer: Importer, x: Value, layer: nn.MaxPool2d, path: str) -> Value:
-    """MaxPool2d over [.., C, H, W]."""
-    if layer.ceil_mode or layer.return_indices or _one(importer, layer.dilation, "dilation") != 1:
-        raise importer.refuse(f"{path}: MaxPool2d with ceil_mode, return_indices or dilation is not supported")
-    lead = x.dimensions[: len(x.dimensions) - 3]
-    pixels = importer.transpose(x, (1, 2, 0), x.dimensions)
-    kernel, stride, padding = (
-        _one(importer, size, "kernel") for size in (layer.kernel_size, layer.stride, layer.padding)
-    )
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
-    channels = x.type.sizes[0]
-    made = importer.make(
-        spike.MaxPool,
-        pixels,
-        result=x.type.with_sizes((height, width, channels)),
-        hint=importer.hint("max_pool", path),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-    )
-    dimensions = (*lead, *((Atom(FEATURE, size),) for size in (channels, height, width)))
-    return importer.transpose(Value(made, dimensions), (2, 0, 1), dimensions)
-
-
-def nothing(importer: Importer, x: Value, layer: nn.Module, path: str) -> Value:
-    """Identity, and dropout in evaluation mode."""
-    return x
 
 
 def _element(left: Element, right: Element) -> Element:
@@ -153,10 +43,15 @@ def add(importer: Importer, left: Any, right: Any) -> Any:
     if left.type.sizes != right.type.sizes or left.type.steps != right.type.steps:
         raise importer.refuse(f"adds {left.type} and {right.type}; only equal shapes can be added")
     element = _element(left.type.element, right.type.element)
-    made = importer.make(
-        spike.Add, left, right, result=left.type.with_element(element), hint=importer.hint("add")
-    )
+    made = importer.make(spike.Add, left, right, result=left.type.with_element(element), hint=importer.hint("add"))
     return Value(made, left.dimensions)
+
+
+def add_in_place(importer: Importer, left: Any, right: Any) -> Any:
+    """x += y, where nothing looks at x (or a view of it) under another name afterwards."""
+    if importer.shares_memory_with_later(0):
+        raise importer.refuse("adds in place to a tensor that is used again under another name; write x = x + y")
+    return add(importer, left, right)
 
 
 def multiply(importer: Importer, left: Any, right: Any) -> Any:
@@ -181,7 +76,11 @@ def matmul(importer: Importer, left: Value, right: Value) -> Value:
     counted = a.is_count and b.is_count
     element = Element.count(a.bounds[1] * b.bounds[1] * inner) if counted else REAL
     made = importer.make(
-        spike.Matmul, left, right, result=left.type.with_sizes(sizes).with_element(element), hint=importer.hint("matmul")
+        spike.Matmul,
+        left,
+        right,
+        result=left.type.with_sizes(sizes).with_element(element),
+        hint=importer.hint("matmul"),
     )
     return Value(made, (*left.dimensions[:-1], right.dimensions[-1]))
 
@@ -310,13 +209,10 @@ def stack(importer: Importer, tensors: Any, dim: int = 0) -> Value:
 def dropout(importer: Importer, x: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
     """Dropout that is off."""
     if training and p:
-        raise importer.refuse("dropout with training=True (its default) is random; pass self.training, or use nn.Dropout")
+        raise importer.refuse(
+            "dropout with training=True (its default) is random; pass self.training, or use nn.Dropout"
+        )
     return x
-
-
-def flatten_layer(importer: Importer, x: Value, layer: nn.Flatten, path: str) -> Value:
-    """nn.Flatten."""
-    return flatten(importer, x, layer.start_dim, layer.end_dim)
 
 
 MODULES: dict[type[nn.Module], Handler] = {
@@ -326,7 +222,7 @@ MODULES: dict[type[nn.Module], Handler] = {
     nn.BatchNorm2d: batch_norm,
     nn.MaxPool2d: max_pool2d,
     nn.Dropout: nothing,
-    nn.Flatten: flatten_layer,
+    nn.Flatten: lambda importer, x, layer, path: flatten(importer, x, layer.start_dim, layer.end_dim),
     nn.Identity: nothing,
 }
 
@@ -371,18 +267,24 @@ METHODS: dict[str, Handler] = {
 }
 
 
+def _of_layer(handler: Handler, module: nn.Module, path: str) -> Handler:
+    """A layer's handler as that of its call."""
+    return lambda importer, x: handler(importer, x, module, path)
+
+
 def handler_of(importer: Importer, node: fx.Node) -> tuple[Handler | None, str]:
     """The handler of a call, and the call's name for errors."""
     if node.op == "call_module":
         path = str(node.target)
         module: nn.Module = operator.attrgetter(path)(importer.model)
-        what = f"{path}: {type(module).__module__}.{type(module).__qualname__}"
+        what = f"{path}: {class_name(module)}"
         if is_neuron(module):
             return (lambda importer, x: importer.neuron(module, path, x)), what
         for kind, handler in MODULES.items():
             if isinstance(module, kind):
-                return (lambda importer, x: handler(importer, x, module, path)), what
-        return None, what
+                require_plain(importer, kind, module, what, node)
+                return _of_layer(handler, module, path), what
+        return (passed_on if passes_on(module, node) else None), what
     if node.op == "call_method":
         return METHODS.get(str(node.target)), f"Tensor.{node.target}"
     target = cast(Any, node.target)
@@ -391,12 +293,10 @@ def handler_of(importer: Importer, node: fx.Node) -> tuple[Handler | None, str]:
 
 
 def supported() -> dict[str, list[str]]:
-    """What the front end knows, for `cstep check --ops`."""
+    """What the front end knows, for `cstep check --ops`. Neurons are recognised by what they compute."""
     return {
-        "modules": sorted(f"torch.nn.{kind.__name__}" for kind in MODULES)
-        + ["neurons with neuronal_charge and neuronal_fire"],
+        "modules": sorted(f"torch.nn.{kind.__name__}" for kind in MODULES),
+        "neurons": ["IF", "LIF", "LIF with undecayed input", "parametric LIF"],
         "functions": sorted({getattr(f, "__name__", str(f)) for f in FUNCTIONS}),
         "methods": sorted(METHODS),
     }
-
-

@@ -11,10 +11,11 @@ import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute, TraceError
 
 from compiler.frontend.neurons import is_neuron, keeps_state, require_multi_step
 from isa.errors import CStepError
@@ -53,7 +54,7 @@ class ExampleProxy(fx.Proxy):
         return len(self.example)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self.example))])
+        return iter([cast(Any, self)[index] for index in range(len(self.example))])
 
     def __bool__(self) -> bool:
         raise CStepError(f"{_source_line()}: the model branches on a tensor's value; a program has no such branch")
@@ -75,7 +76,7 @@ class ExampleTracer(fx.Tracer):
     """Traces a module called with example inputs."""
 
     def __init__(self, example: Tensor) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=())  # pyright: ignore[reportArgumentType]
         self._input = example
         self._evaluating = False
 
@@ -102,7 +103,9 @@ class ExampleTracer(fx.Tracer):
         example = self._example(kind, target, args, kwargs)
         if kind not in ("placeholder", "output") and not isinstance(example, Tensor | tuple | list):
             if kind.startswith("call") and getattr(target, "__name__", target) not in _ABOUT:
-                raise CStepError(f"{_source_line()}: the model turns a tensor into {_plain(example)}; it must stay a tensor")
+                raise CStepError(
+                    f"{_source_line()}: the model turns a tensor into {_plain(example)}; it must stay a tensor"
+                )
             return example
         made = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
         made.node.meta |= {"example": example, "source": _source_line(), "module": self.scope.module_path}
@@ -147,7 +150,7 @@ def _plain(example: Any) -> str:
 def _examples(tree: Any) -> Any:
     if isinstance(tree, ExampleProxy):
         return tree.example
-    if isinstance(tree, fx.proxy.Attribute):
+    if isinstance(tree, Attribute):
         return getattr(tree.root.example, tree.attr)  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(tree, tuple | list):
         return type(tree)(_examples(item) for item in tree)
@@ -168,7 +171,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.Graph:
     for path, module in model.named_modules():
         if is_neuron(module):
             require_multi_step(module, path)
-    _reset(model)
+    reset(model)
     model.eval()
     concrete = {
         name: parameter.default
@@ -180,18 +183,18 @@ def trace(model: nn.Module, example: Tensor) -> fx.Graph:
         graph = tracer.trace(model, concrete_args=concrete)
     except CStepError:
         raise
-    except fx.proxy.TraceError as error:
+    except TraceError as error:
         raise CStepError(f"{_failure_line(error)}: cannot be traced: {_first_line(error)}") from None
     except Exception as error:
         raise CStepError(
             f"{_failure_line(error)}: the model fails on an input {list(example.shape)}: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from None
-    _reset(model)
+    reset(model)
     return graph
 
 
-def _reset(model: nn.Module) -> None:
+def reset(model: nn.Module) -> None:
     """Neurons at rest: nothing of one input is left for the next."""
     for module in model.modules():
         if (is_neuron(module) or keeps_state(module)) and hasattr(module, "reset"):

@@ -110,6 +110,15 @@ class Program:
     cache: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
     """What an interpreter derives from the code once (never saved)."""
 
+    def save(self, path: str | Path) -> None:
+        """Write the program file; see `save`."""
+        save(self, path)
+
+    @property
+    def digest(self) -> str:
+        """The digest that its file carries: sha256 in hexadecimal."""
+        return digest_of(canonical_json(self.header), _tensors_of(self))
+
 
 def save(program: Program, path: str | Path) -> None:
     """Writes a verified program file, whole or not at all. Raises CStepError for a bad program or a failed write."""
@@ -139,13 +148,17 @@ def program_bytes(program: Program) -> bytes:
     """The one canonical file of a program; verifies it first."""
     _require_parts(program.memory, program.source_map)
     verify(program)
-    tensors = {
+    tensors = _tensors_of(program)
+    header = canonical_json(program.header)
+    return container.pack(tensors, {"header": header, "digest": digest_of(header, tensors)})
+
+
+def _tensors_of(program: Program) -> dict[str, NDArray[Any]]:
+    return {
         "code": np.frombuffer(b"".join(map(encode, program.code)), np.uint8).reshape(-1, WORD_BYTES),
         "memory": program.memory,
         "source_map": program.source_map,
     }
-    header = canonical_json(program.header)
-    return container.pack(tensors, {"header": header, "digest": digest_of(header, tensors)})
 
 
 def program_of(data: bytes) -> Program:

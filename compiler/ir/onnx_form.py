@@ -36,8 +36,8 @@ Real = NDArray[np.float64]
 def to_onnx(network: Network) -> onnx.ModelProto:
     """The integer module of `network` (after quantise) as an ONNX model.
 
-    Input: "input", float32, the shape of `spike.input`. Outputs, float32 carrying integers: "logits", and for every
-    neuron layer `<label>.current` [T, *shape]. Raises CStepError naming the layer where an integer could pass 2^24,
+    Input: "input", float32, the shape of `spike.input`. Outputs: "logits", double carrying integers, and for
+    every neuron layer `<label>.current` [T, *shape], float32 carrying integers. Raises CStepError naming the layer where an integer could pass 2^24,
     or an op that has no integer form.
     """
     graph = _Graph(network)
@@ -138,13 +138,14 @@ class _Graph:
     def of(self, op: spike.SpikeOperation, index: int = 0) -> str:
         return self.values[op.operands[index]]
 
-    def give(self, op: spike.SpikeOperation, name: str, greatest: int = 0) -> None:
-        """`name` is the result of `op`; its type, and sums up to `greatest` on the way, must be exact in float32."""
+    def give(self, op: spike.SpikeOperation, name: str, greatest: int = 0, limit: int = EXACT_FLOAT) -> None:
+        """`name` is the result of `op`; its type, and sums up to `greatest` on the way, must be exact below `limit`."""
         if op.result_type.element.is_real:
             raise _refuse(op, f"gives {op.result_type}; only integer modules have an ONNX form (after quantise)")
         greatest = max(greatest, _greatest(op.result_type))
-        if greatest >= EXACT_FLOAT:
-            raise _refuse(op, f"{op.name} could reach {greatest}; float32 carries integers exactly below 2^24")
+        if greatest >= limit:
+            power = limit.bit_length() - 1
+            raise _refuse(op, f"{op.name} could reach {greatest}; its integers are carried exactly below 2^{power}")
         self.values[op.results[0]] = name
 
     def double(self, name: str) -> str:
@@ -176,14 +177,14 @@ def _shape(kind: Shaped) -> list[int]:
     return [*(() if kind.steps is None else (kind.steps,)), *kind.sizes]
 
 
-def _info(name: str, kind: Shaped) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape(kind))
+def _info(name: str, kind: Shaped, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, _shape(kind))
 
 
-def _expose(graph: _Graph, name: str, value: str, kind: Shaped) -> None:
+def _expose(graph: _Graph, name: str, value: str, kind: Shaped, dtype: int = TensorProto.FLOAT) -> None:
     """Make a value an output of the model."""
     graph.nodes.append(helper.make_node("Identity", [value], [name]))
-    graph.outputs.append(_info(name, kind))
+    graph.outputs.append(_info(name, kind, dtype))
 
 
 def _input(graph: _Graph, op: spike.Input) -> None:
@@ -192,7 +193,7 @@ def _input(graph: _Graph, op: spike.Input) -> None:
 
 
 def _output(graph: _Graph, op: spike.Output) -> None:
-    _expose(graph, LOGITS, graph.of(op), op.operand_type())
+    _expose(graph, LOGITS, graph.double(graph.of(op)), op.operand_type(), TensorProto.DOUBLE)
 
 
 def _quantise_image(graph: _Graph, op: spike.QuantiseImage) -> None:
@@ -224,16 +225,21 @@ def _window(op: spike.SpikeOperation) -> dict[str, list[int]]:
     return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
 
 
-def _biased(graph: _Graph, op: spike.SpikeOperation, sums: str, weight: Real) -> None:
-    """Add the bias along the last dimension. No sum of a part of the products passes that of all of one sign."""
+def _greatest_sum(graph: _Graph, op: spike.SpikeOperation, weight: Real) -> int:
+    """No sum of a part of the products, or of them and the bias, passes that of all of one sign."""
     low, high = op.operand_type().element.bounds
     rows, bias = weight.reshape(len(weight), -1), graph.weight(op, "bias")
     lowest = np.minimum(np.minimum(rows * low, rows * high), 0).sum(axis=1)
     highest = np.maximum(np.maximum(rows * low, rows * high), 0).sum(axis=1)
     if bias is not None:
         lowest, highest = lowest + np.minimum(bias, 0), highest + np.maximum(bias, 0)
-        sums = graph.apply("Add", sums, graph.constant(bias, np.float32))
-    graph.give(op, sums, int(max(-lowest.min(), highest.max())))
+    return int(max(-lowest.min(), highest.max()))
+
+
+def _biased(graph: _Graph, op: spike.SpikeOperation, sums: str, dtype: Any) -> str:
+    """Add the bias along the last dimension."""
+    bias = graph.weight(op, "bias")
+    return sums if bias is None else graph.apply("Add", sums, graph.constant(bias, dtype))
 
 
 def _conv(graph: _Graph, op: spike.Conv) -> None:
@@ -241,13 +247,20 @@ def _conv(graph: _Graph, op: spike.Conv) -> None:
     held = graph.hold(weight.astype(np.float32), f"{op.label}.weight")
     images = _channels_first(graph, op)
     sums = graph.apply("Conv", images, held, group=op.get("groups"), **_window(op))
-    _biased(graph, op, _channels_last(graph, op, sums), weight)
+    biased = _biased(graph, op, _channels_last(graph, op, sums), np.float32)
+    graph.give(op, biased, _greatest_sum(graph, op, weight))
 
 
 def _linear(graph: _Graph, op: spike.Linear) -> None:
+    """In double where the sums of many timesteps and tokens could pass float32: the head."""
     weight = cast(Real, graph.weight(op, "weight"))
-    held = graph.hold(weight.T.astype(np.float32), f"{op.label}.weight")
-    _biased(graph, op, graph.apply("MatMul", graph.of(op), held), weight)
+    greatest = _greatest_sum(graph, op, weight)
+    wide = greatest >= EXACT_FLOAT and not op.result_type.element.is_count
+    dtype = np.float64 if wide else np.float32
+    held = graph.hold(weight.T.astype(dtype), f"{op.label}.weight")
+    x = graph.double(graph.of(op)) if wide else graph.of(op)
+    sums = _biased(graph, op, graph.apply("MatMul", x, held), dtype)
+    graph.give(op, sums, greatest, EXACT_DOUBLE if wide else EXACT_FLOAT)
 
 
 def _attention(graph: _Graph, op: spike.Attention) -> None:

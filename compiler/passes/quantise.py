@@ -23,6 +23,7 @@ Integer = NDArray[np.int64]
 WEIGHT_LIMIT = 127
 ORACLE_LIMIT = 1 << 24
 """Currents stay below this, so that float32 carries them exactly (the ONNX oracle)."""
+LOGIT_LIMIT = 1 << 31
 THRESHOLD_LIMIT = 1 << 13
 """Thresholds stay below this: the int16 membrane then reaches down to -4 thresholds before it clamps."""
 DIVISOR = 15
@@ -324,8 +325,9 @@ def _head(q: _Quantiser, op: spike.SpikeOperation) -> None:
     unit = scale * x.scale
     biases = np.rint((np.zeros(len(weight)) if bias is None else bias) / unit).astype(np.int64)
     low, high = low + biases, high + biases
-    if int(max(-low.min(), high.max())) >= ORACLE_LIMIT:
-        raise _refuse(op, f"logits could reach {int(high.max())}; they must stay below 2^24 = {ORACLE_LIMIT}")
+    most = int(max(-low.min(), high.max()))
+    if most >= LOGIT_LIMIT:
+        raise _refuse(op, f"logits could reach {most}; they must fit 32 bits, below {LOGIT_LIMIT}")
     name = str(op.symbol("weight"))
     made = q.make(
         spike.Linear,

@@ -22,7 +22,6 @@ from compiler.backend.emit import emit, neuron_labels
 from compiler.ir.cstep import BufferOp, InstructionOp
 from compiler.ir.meaning import Executor, Run
 from compiler.ir.network import Network
-from compiler.ir.spelling import HouseOperation
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
 from isa.program import Program, Provenance
@@ -68,7 +67,7 @@ class Checker:
         if self.inputs is None:
             return CheckResult(name, 0, "not compared")
         started = time.perf_counter()
-        self._sources |= {op.label: op.source for op in after.operations() if isinstance(op, HouseOperation)}
+        self._sources |= {op.label: op.source for op in after.operations()}
         result = self._compare(name, each.keeps if each else Keeps.NOTHING, after, dump)
         return replace(result, check_seconds=time.perf_counter() - started)
 
@@ -79,6 +78,9 @@ class Checker:
             if self.emulate is None:
                 return CheckResult(name, 0, "not compared: no emulator")
             runs = self._emulated(after, inputs)
+            if not self._reference:
+                self._reference = runs
+                return CheckResult(name, 0, "reference")
             return self._integers(name, runs, dump, "emulator == integer model")
         if keeps == Keeps.INTEGERS:
             return self._integers(name, self._executed(after, torch.float32), dump, "== integer model")
@@ -147,7 +149,9 @@ class Checker:
                 error = np.abs(current - seen) / (1 + np.abs(current))
                 compared, most = compared + current.size, max(most, float(error.max(initial=0)))
                 if not (error <= TOLERANCE).all():
-                    raise self._difference(name, label, image, current, np.where(error <= TOLERANCE, current, seen), dump)
+                    raise self._difference(
+                        name, label, image, current, np.where(error <= TOLERANCE, current, seen), dump
+                    )
             runs.append(run)
         self._reference = runs
         return CheckResult(name, compared, f"float64, largest relative difference {most:.1e}")

@@ -21,7 +21,7 @@ from compiler.backend.emit import Normalisation, emit
 from compiler.backend.lower import LowerToCstep
 from compiler.backend.synchronise import Synchronise
 from compiler.calibrate.ranges import image_scale
-from compiler.check import CheckResult, Checker, Emulate
+from compiler.check import Checker, CheckResult, Emulate
 from compiler.ir.network import Network
 from compiler.passes.canonicalise import Canonicalise
 from compiler.passes.fold_batch_norm import FoldBatchNorm
@@ -67,15 +67,13 @@ def parse_passes(passes: str) -> list[NetworkPass]:
     try:
         specs = list(parse_pipeline(passes))
     except ArgSpecParseError as error:
-        raise CStepError(f"passes: {str(error).splitlines()[-1].strip()}") from None
+        problem = str(error).splitlines()[-1].strip(" ^")
+        raise CStepError(f"passes: {passes}: {problem}; it must read like pass,pass{{option=value}}") from None
     made: list[NetworkPass] = []
     for spec in specs:
         if spec.name not in known:
             raise CStepError(f"passes: no pass {spec.name}; there are {', '.join(known)}")
-        try:
-            made.append(known[spec.name].from_spec(spec))
-        except (ValueError, TypeError) as error:
-            raise CStepError(f"passes: {spec.name}: {error}") from None
+        made.append(known[spec.name].from_spec(spec))
     return made
 
 
@@ -108,7 +106,8 @@ def compile_network(
     Raises CStepError naming pass, op, source line and element where anything differs.
     """
     text = _pipeline_text(passes, network, machine, calibration, schedule)
-    network = replace(network, target=machine)
+    # A store of its own: what this adds and dumps is not there for the next time that the network is compiled.
+    network = replace(network, weights=dict(network.weights), saved=set(), target=machine)
     checker = Checker(check, emulate)
     results: list[CheckResult] = []
     integer = network

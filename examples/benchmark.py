@@ -48,7 +48,9 @@ def in_spikingjelly(model: nn.Module) -> nn.Module:
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LIF):
-                node = neuron.LIFNode(tau=child.tau, v_threshold=child.v_threshold, v_reset=child.v_reset, step_mode="m")
+                node = neuron.LIFNode(
+                    tau=child.tau, v_threshold=child.v_threshold, v_reset=child.v_reset, step_mode="m"
+                )
                 setattr(parent, name, node)
     return twin.eval()
 

@@ -7,6 +7,7 @@ passes runs to its end on its machine, whatever the input.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def _check_areas(header: Header, memory_bytes: int) -> None:
         ]
     )
     _require(areas[0][0] >= 0, f"{areas[0][2]} begins at DRAM[{areas[0][0]}]; addresses begin at 0")
-    for (start, size, what), (other, _, neighbour) in zip(areas, areas[1:], strict=False):
+    for (start, size, what), (other, _, neighbour) in itertools.pairwise(areas):
         _require(start + size <= other, f"{what} DRAM[{start}..{start + size - 1}] overlaps {neighbour} at {other}")
     for start, size, what in areas:
         _require(

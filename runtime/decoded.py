@@ -24,7 +24,7 @@ CODE_COLUMNS = 1 + max(len(field_names(kind)) for kind in Instruction.registry.v
 def columns(kind: type[Instruction]) -> Any:
     """A named tuple of `opcode` and the fields of `kind`, each holding its column in `Decoded.code`."""
     names = ("opcode", *field_names(kind))
-    return namedtuple(kind.__name__, names)(*range(len(names)))
+    return namedtuple(kind.__name__, names)(*range(len(names)))  # pyright: ignore[reportUntypedNamedTuple]
 
 
 SPARE_EVENTS = 64

@@ -106,25 +106,24 @@ def _lives(network: Network) -> dict[SSAValue, tuple[int, int]]:
 
 def _arenas(network: Network, lives: dict[SSAValue, tuple[int, int]]) -> list[Arena]:
     """Groups of buffers with how many slots they need, and from when to when."""
-    arenas: dict[tuple[Region, str, int], Arena] = {}
+    arenas: list[Arena] = []
+    latest: dict[tuple[Region, str], Arena] = {}
     for op in network.operations():
         if not isinstance(op, BufferOp) or op.results[0] not in lives:
             continue
-        region = Region[op.get("region").upper()]
+        key = Region[op.get("region").upper()], op.get("group")
         first, last = lives[op.results[0]]
         # A group that comes back in a later window is a new arena there, not one that lives in between.
-        number = sum(1 for key in arenas if key[:2] == (region, op.get("group")))
-        key = (region, op.get("group"), number - 1)
-        if number == 0 or first > arenas[key].last + GAP:
-            key = (region, op.get("group"), number)
-            arenas[key] = Arena(region, op.get("group"), first=first, last=last)
-        arena = arenas[key]
+        if key not in latest or first > latest[key].last + GAP:
+            latest[key] = Arena(*key, first=first, last=last)
+            arenas.append(latest[key])
+        arena = latest[key]
         arena.buffers.append(op)
         arena.first, arena.last = min(arena.first, first), max(arena.last, last)
         arena.slot_bytes = max(arena.slot_bytes, _aligned(op.get("bytes")))
-    for arena in arenas.values():
+    for arena in arenas:
         arena.slots = _most_live(lives[op.results[0]] for op in arena.buffers)
-    return list(arenas.values())
+    return arenas
 
 
 GAP = 64

@@ -78,9 +78,7 @@ def emit(network: Network, machine: Machine, provenance: Provenance, normalisati
             mean=normalisation[0],
             std=normalisation[1],
         ),
-        output=Output(
-            address=placed[result.operands[0]], classes=result.get("classes"), scale=result.get("scale")
-        ),
+        output=Output(address=placed[result.operands[0]], classes=result.get("classes"), scale=result.get("scale")),
         layers=_layer_table(network),
         provenance=provenance,
     )

@@ -42,9 +42,7 @@ class Emitter:
 
     def buffer(self, region: Region, size: int, group: str) -> SSAValue:
         """New bytes in a region, for one role of a layer."""
-        op = BufferOp.make(
-            result=BYTES, region=region.name.lower(), bytes=size, group=group, hint=group, source=""
-        )
+        op = BufferOp.make(result=BYTES, region=region.name.lower(), bytes=size, group=group, hint=group, source="")
         return self.append(op).results[0]
 
     def constant(self, name: str, content: Callable[[], NDArray[np.uint8]]) -> SSAValue:
@@ -55,8 +53,13 @@ class Emitter:
             self._constants[name] = self.append(op).results[0]
         return self._constants[name]
 
-    def layer(self, name: str, source: str, **properties: Plain) -> None:
-        self.append(LayerOp.make(source=source, layer=name, **properties))
+    def layer(self, name: str, source: str, operation: str, binary: bool, neurons: tuple[int, ...], fires: str) -> None:
+        """Mark the beginning of a layer."""
+        self.append(
+            LayerOp.make(
+                source=source, layer=name, operation=operation, binary=int(binary), neurons=neurons, fires=fires
+            )
+        )
 
     def instruction(self, kind: type[Instruction], places: dict[str, Place], **fields: Plain) -> None:
         self.append(OPS[kind].of(places, **fields))

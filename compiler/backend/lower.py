@@ -163,28 +163,29 @@ def calls(timesteps: int, window: int, spills: bool) -> list[Call]:
 
 
 def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logits: SSAValue) -> None:
-    neurons: tuple[int, ...] = ()
-    fires = ""
-    if isinstance(stage, WeightedStage):
-        neurons = (stage.geometry.rows, stage.geometry.columns, len(stage.neurons.bias))
-        operation, fires = stage.operation, stage.neurons.label
-    elif isinstance(stage, AttentionStage):
-        neurons, operation, fires = (1, stage.tokens, stage.channels), "attention", stage.neurons.label
-    else:
-        operation = {PoolStage: "pool", AddStage: "add", HeadStage: "head"}[type(stage)]
+    """Mark the layer, and emit its instructions."""
     trains = [lowering.plan.trains.get(value) for value in stage.inputs]
     binary = all(train is not None and train.planes == 1 for train in trains)
-    lowering.emit.layer(
-        stage.label, stage.source, operation=operation, binary=int(binary), neurons=neurons, fires=fires
-    )
-    if isinstance(stage, WeightedStage):
-        lower_weighted(lowering, stage, call, share)
-    elif isinstance(stage, AttentionStage):
-        lower_attention(lowering, stage, call)
-    elif isinstance(stage, PoolStage):
-        lower_pool(lowering, stage, call)
-    elif isinstance(stage, AddStage):
-        lower_add(lowering, stage, call)
-    elif isinstance(stage, HeadStage):
-        lower_head(lowering, stage, call, logits)
 
+    def mark(operation: str, neurons: tuple[int, ...] = (), fires: str = "") -> None:
+        lowering.emit.layer(stage.label, stage.source, operation, binary, neurons, fires)
+
+    match stage:
+        case WeightedStage():
+            neurons = (stage.geometry.rows, stage.geometry.columns, len(stage.neurons.bias))
+            mark(stage.operation, neurons, stage.neurons.label)
+            lower_weighted(lowering, stage, call, share)
+        case AttentionStage():
+            mark("attention", (1, stage.tokens, stage.channels), stage.neurons.label)
+            lower_attention(lowering, stage, call)
+        case PoolStage():
+            mark("pool")
+            lower_pool(lowering, stage, call)
+        case AddStage():
+            mark("add")
+            lower_add(lowering, stage, call)
+        case HeadStage():
+            mark("head")
+            lower_head(lowering, stage, call, logits)
+        case _:
+            raise TypeError(f"{type(stage).__name__} is no stage")

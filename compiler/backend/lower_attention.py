@@ -45,7 +45,7 @@ def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> No
 
 
 def _windows(lowering: Lowering, stage: AttentionStage, call: Call, neurons: NeuronTile, heads: int) -> list[Step]:
-    """One step a window; the tile's constants, membranes and residual come with the first, its spikes go with the last."""
+    """One step a window; constants, membranes and residual come with the first, the spikes go with the last."""
     emit, tile = lowering.emit, neurons.tile
     steps = [Step() for _ in call.windows]
     whole = Step()
@@ -58,9 +58,7 @@ def _windows(lowering: Lowering, stage: AttentionStage, call: Call, neurons: Neu
             operands[name] = _load(lowering, stage, step, name, value, pixels, tile.words, window)
         size = window[1] * tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
         accumulators = emit.buffer(Region.OUTPUT, size, f"{stage.label}.accumulators")
-        step.works.append(
-            lambda w=window, o=operands, a=accumulators: _attend(lowering, stage, w, tile, heads, o, a)
-        )
+        step.works.append(lambda w=window, o=operands, a=accumulators: _attend(lowering, stage, w, tile, heads, o, a))
         step.works.append(lambda w=window, a=accumulators: neurons.fire(w, (a, 0)))
     steps[0].loads += whole.loads
     steps[-1].stores += whole.stores
@@ -83,9 +81,7 @@ def _load(
     target = lowering.emit.buffer(Region.SPIKE, size, f"{stage.label}.{name}")
     dram = lowering.dram_of(value)
     step.loads.append(
-        lambda: lowering.emit.copy_train(
-            Load, info, dram, target, steps=window, pixels=pixels, words=words, planes=1
-        )
+        lambda: lowering.emit.copy_train(Load, info, dram, target, steps=window, pixels=pixels, words=words, planes=1)
     )
     return target
 

@@ -11,7 +11,16 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
 from compiler.backend.stages import Neurons, TrainInfo
-from isa.instructions import CONSTANT_BYTES, MEMBRANE_BYTES, SPIKE_WORD_BYTES, SPIKES_PER_WORD, Fire, Load, Store, words_of
+from isa.instructions import (
+    CONSTANT_BYTES,
+    MEMBRANE_BYTES,
+    SPIKE_WORD_BYTES,
+    SPIKES_PER_WORD,
+    Fire,
+    Load,
+    Store,
+    words_of,
+)
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
@@ -99,7 +108,9 @@ class NeuronTile:
         )
         return target
 
-    def _move_train(self, kind: type[Load] | type[Store], info: TrainInfo, dram: SSAValue, buffer: SSAValue | None) -> None:
+    def _move_train(
+        self, kind: type[Load] | type[Store], info: TrainInfo, dram: SSAValue, buffer: SSAValue | None
+    ) -> None:
         assert buffer is not None
         self.lowering.emit.copy_train(
             kind,

@@ -135,7 +135,9 @@ def _add_tile(lowering: Lowering, stage: AddStage, time: int, pixels: Span) -> S
         info, dram = trains[value], lowering.dram_of(value)
         held = buffers[name] = emit.buffer(Region.SPIKE, info.planes * plane_bytes, f"{stage.label}.{name}")
 
-        def move(kind: type[Load] | type[Store], info: TrainInfo = info, dram: SSAValue = dram, held: SSAValue = held) -> None:
+        def move(
+            kind: type[Load] | type[Store], info: TrainInfo = info, dram: SSAValue = dram, held: SSAValue = held
+        ) -> None:
             emit.copy_train(
                 kind,
                 info,

@@ -88,7 +88,11 @@ class _Weighted:
         )
         accumulated = tile.pixels[1] * outputs[1] * ACCUMULATOR_BYTES
         inputs = _spans(stage.weight.shape[2], self.tiling.inputs)
-        shared = self.emit.buffer(Region.OUTPUT, call.steps * accumulated, f"{stage.label}.accumulators") if len(inputs) > 1 else None
+        shared = (
+            self.emit.buffer(Region.OUTPUT, call.steps * accumulated, f"{stage.label}.accumulators")
+            if len(inputs) > 1
+            else None
+        )
         steps: list[Step] = []
         for index, input_span in enumerate(inputs):
             step = Step()
@@ -212,13 +216,10 @@ class _Weighted:
             return self._inputs[key]
         geometry = self.stage.geometry
         rows, _ = self._input_rows(pixels)
-        if self.is_tokens:
-            run = pixels
-        else:
-            run = (rows[0] * geometry.input_columns, rows[1] * geometry.input_columns)
-        resident = self.tiling.pixels_outermost or self.tiling.pixels >= (
-            geometry.columns if self.is_tokens else geometry.rows
-        )
+        width = geometry.input_columns
+        run = pixels if self.is_tokens else (rows[0] * width, rows[1] * width)
+        extent = geometry.columns if self.is_tokens else geometry.rows
+        resident = self.tiling.pixels_outermost or self.tiling.pixels >= extent
         if not resident or any(held[0] != pixels for held in self._inputs):
             self._inputs.clear()
         target = self._load_image(step, run) if self.train is None else self._load_train(step, run, inputs)

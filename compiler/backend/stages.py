@@ -279,7 +279,9 @@ class _Grouper:
             raise CStepError(f"{label}: {kind} is no train of spikes or counts")
         planes = kind.element.planes
         if planes > MAX_PLANES:
-            raise CStepError(f"{label}: counts up to {kind.element.bounds[1]} need {planes} planes; at most {MAX_PLANES}")
+            raise CStepError(
+                f"{label}: counts up to {kind.element.bounds[1]} need {planes} planes; at most {MAX_PLANES}"
+            )
         info = TrainInfo(label, kind.steps, prod(kind.sizes[:-1]), kind.sizes[-1], planes)
         self.trains[value] = info
         return info
@@ -366,9 +368,7 @@ class _Grouper:
         tokens, channels = op.result_type.sizes
         keys = op.operand_type(1).sizes[0]
         heads = op.get("heads")
-        return AttentionStage(
-            op.label, op.source, (q, k, v), result, heads, tokens, keys, channels, neurons, residual
-        )
+        return AttentionStage(op.label, op.source, (q, k, v), result, heads, tokens, keys, channels, neurons, residual)
 
     def _add(self, op: spike.Add) -> None:
         if op in self.fused.values():

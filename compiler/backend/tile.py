@@ -166,7 +166,7 @@ def _cost(
         and output_live <= machine.output_buffer_bytes
         and 2 * outputs * CONSTANT_BYTES <= machine.constant_buffer_bytes
         and out_pixels <= MAX_PIXELS
-        and (geometry.columns <= MAX_COLUMNS or is_row_of_tokens(geometry) and pixels <= MAX_COLUMNS)
+        and (geometry.columns <= MAX_COLUMNS or (is_row_of_tokens(geometry) and pixels <= MAX_COLUMNS))
         and (is_row_of_tokens(geometry) or pixels <= MAX_ROWS)
     )
     if not fits:
@@ -229,8 +229,8 @@ def choose_attention(
             ):
                 return AttentionTiling(heads, queries)
     raise CStepError(
-        f"{stage.label} ({stage.source}): attention of {stage.tokens} tokens in {stage.heads} heads of {width} channels "
-        f"does not fit the buffers of machine {machine.name}"
+        f"{stage.label} ({stage.source}): attention of {stage.tokens} tokens in {stage.heads} heads of {width} "
+        f"channels does not fit the buffers of machine {machine.name}"
     )
 
 

@@ -11,38 +11,36 @@ from torch import Tensor, nn
 
 from compiler.frontend.neurons import is_neuron
 from compiler.frontend.tracer import reset
-from compiler.ir.meaning import Executor, Run
+from compiler.ir import spike
+from compiler.ir.meaning import Executor
 from compiler.ir.network import Network
 from isa.errors import CStepError
 
 
 @torch.no_grad()
-def run_eager(model: nn.Module, x: NDArray[np.float32]) -> Run:
-    """The model on one input [C, H, W] or [T, C, H, W]: its logits, and its neurons' currents under the IR's labels."""
-    run = Run(np.zeros(0))
-    calls: dict[str, int] = {}
+def run_eager(model: nn.Module, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """The model on one input [C, H, W] or [T, C, H, W]: its logits, and its neurons' currents in the order of calls."""
+    currents: list[NDArray[np.float32]] = []
 
-    def record(path: str, current: Tensor) -> None:
-        calls[path] = count = calls.get(path, 0) + 1
-        run.currents[path if count == 1 else f"{path}_{count}"] = current.numpy().copy()
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        currents.append(inputs[0].numpy().copy())
 
-    def hook(path: str) -> Any:
-        return lambda module, inputs: record(path, inputs[0])
-
-    hooks = [
-        module.register_forward_pre_hook(hook(path)) for path, module in model.named_modules() if is_neuron(module)
-    ]
+    hooks = [module.register_forward_pre_hook(record) for module in model.modules() if is_neuron(module)]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:  # torch sums a product with a frozen weight in another order, and rounds otherwise
+        parameter.requires_grad_()
     reset(model)
     try:
         output: Any = model.eval()(torch.from_numpy(np.ascontiguousarray(x)).unsqueeze(0))
     finally:
-        for each in hooks:
-            each.remove()
+        for hook in hooks:
+            hook.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         reset(model)
     while isinstance(output, tuple | list):
         output = output[0]
-    run.output = output[0].numpy()
-    return run
+    return output[0].numpy(), currents
 
 
 def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.float32]) -> None:
@@ -51,15 +49,19 @@ def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.fl
     Raises CStepError naming the first neuron, its source line and the first element where they differ.
     """
     executor = Executor(network)
-    sources = {op.label: op.source for op in network.operations()}
+    neurons = [op for op in network.operations() if isinstance(op, spike.Lif)]
     for index, x in enumerate(inputs):
-        eager, imported = run_eager(model, x), executor.run(x)
-        for label, current in imported.currents.items():
-            where = f"{label} ({sources[label]})"
-            if label not in eager.currents:
-                raise CStepError(f"{where}: the model does not call this neuron on input {index}; it must not branch")
-            _require_equal(f"{where}: input {index}: the current", eager.currents[label], current)
-        _require_equal(f"output: input {index}: the logits", eager.output, imported.output)
+        output, currents = run_eager(model, x)
+        imported = executor.run(x)
+        if len(currents) != len(neurons):
+            raise CStepError(
+                f"input {index}: the model calls neurons {len(currents)} times, but {len(neurons)} times on the "
+                "example that it was traced with; it must not branch"
+            )
+        for neuron, current in zip(neurons, currents, strict=True):
+            where = f"{neuron.label} ({neuron.source})"
+            _require_equal(f"{where}: input {index}: the current", current, imported.currents[neuron.label])
+        _require_equal(f"output: input {index}: the logits", output, imported.output)
 
 
 def _require_equal(what: str, eager: NDArray[Any], imported: NDArray[Any]) -> None:

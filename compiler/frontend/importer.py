@@ -8,6 +8,7 @@ time apart, have no batch, and keep the features in PyTorch's order and memory l
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_arg
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -90,7 +91,7 @@ class Importer:
         self.where = ""
         self._node: fx.Node | None = None
         self._module_path = ""
-        self._hints: dict[str, int] = {}
+        self._hints: set[str] = set()
         self._called: set[str] = set()
 
     def run(self, events: bool) -> Network:
@@ -103,8 +104,6 @@ class Importer:
             if node.op == "placeholder":
                 if not self.values:
                     self.values[node] = self._input(node.meta["example"], events)
-            elif node.op == "get_attr":
-                self.values[node] = node.meta["example"]
             elif node.op == "output":
                 self._output(self._arguments(node.args[0]))
             else:
@@ -120,16 +119,11 @@ class Importer:
         return self.network
 
     def _check_arguments(self, handler: Handler, what: str, args: Any, kwargs: Any) -> None:
-        """Refuse arguments that the handler does not know, and tensors that no layer made."""
+        """Refuse arguments that the handler does not know."""
         try:
             inspect.signature(handler).bind(self, *args, **kwargs)
         except TypeError as error:
             raise self.refuse(f"{what}: {error}; called like this it is not supported") from None
-        tensors: list[Tensor] = []
-        map_aggregate((args, kwargs), lambda item: tensors.append(item) if isinstance(item, Tensor) else item)
-        if tensors:
-            shape = list(tensors[0].shape)
-            raise self.refuse(f"{what} of a parameter or constant {shape}; only layers have weights of their own here")
 
     def _check_shape(self, what: str, value: Any, example: Any) -> None:
         """What the importer believes of a tensor's dimensions must be what the model made."""
@@ -184,10 +178,17 @@ class Importer:
         return op.results[0] if op.results else op.operands[0]
 
     def hint(self, name: str, module: str | None = None) -> str:
-        """A name for a result, used once: the module's own path, or `name` inside the module it is called in."""
+        """A name for a result, used once: the module's own path, or `name` inside the module it is called in.
+
+        xDSL keeps names that end in _1, _2, ... for itself: lif_1 becomes lif.1.
+        """
         path = module if module is not None else f"{self._module_path}.{name}" if self._module_path else name
-        self._hints[path] = count = self._hints.get(path, 0) + 1
-        return path if count == 1 else f"{path}_{count}"
+        path = re.sub(r"_(\d+)$", r".\1", path)
+        free, number = path, 2
+        while free in self._hints:
+            free, number = f"{path}.{number}", number + 1
+        self._hints.add(free)
+        return free
 
     def refuse(self, message: str) -> CStepError:
         return CStepError(f"{self.where}: {message}")

@@ -113,6 +113,16 @@ class ExampleTracer(fx.Tracer):
             made.example = example
         return made
 
+    def create_arg(self, a: Any) -> Any:
+        """Only what was computed from the input may be computed with."""
+        if isinstance(a, Tensor):
+            what = "a parameter" if isinstance(a, nn.Parameter) else "a buffer or constant"
+            raise CStepError(
+                f"{_source_line()}: the model computes with {what} {list(a.shape)} outside a layer; "
+                "only layers have weights of their own here"
+            )
+        return super().create_arg(a)
+
     def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
             return self._input
@@ -122,8 +132,6 @@ class ExampleTracer(fx.Tracer):
         self._evaluating = True
         try:
             with torch.no_grad():
-                if kind == "get_attr":
-                    return operator.attrgetter(target)(self.root)
                 if kind == "call_module":
                     return operator.attrgetter(target)(self.root)(*args, **kwargs)
                 if kind == "call_method":
@@ -139,8 +147,8 @@ class ExampleTracer(fx.Tracer):
         return forward(*args, **kwargs) if self._evaluating else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Likewise for parameters."""
-        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        """Parameters stay tensors, so that `create_arg` sees where the model computes with one."""
+        return attr_val
 
 
 def _plain(example: Any) -> str:

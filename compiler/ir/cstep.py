@@ -33,8 +33,8 @@ from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
-import isa.instructions as _instructions  # noqa: F401 - registers the instructions
-from compiler.ir.spelling import HouseOperation, Plain
+import isa.instructions as _instructions
+from compiler.ir.spelling import HouseOperation, Plain, parse_defined
 from isa.errors import CStepError
 from isa.word import Address, Choice, Count, Flag, Instruction, Region, Unit, range_error
 
@@ -180,15 +180,13 @@ class InstructionOp(HouseOperation):
         while (key := parser.parse_optional_keyword_in(known)) is not None:
             parser.parse_punctuation("=")
             if isinstance(layout.get(key), Address):
-                operand, offset = parser.parse_operand(), 0
+                operand, offset = parser.expect(lambda: parse_defined(parser), f"{key}= names a buffer, %..."), 0
                 if parser.parse_optional_punctuation("["):
                     offset = parser.parse_integer()
                     parser.parse_punctuation("]")
                 addresses[key] = (operand, offset)
             elif key == "neuron":
-                values[key] = tuple(
-                    parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
-                )
+                values[key] = tuple(parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer))
             elif key in ("wait", "post") or isinstance(layout[key], Choice):
                 values[key] = parser.parse_identifier()
             else:
@@ -219,9 +217,7 @@ class InstructionOp(HouseOperation):
     def encoded(self, address_of: Mapping[SSAValue, int]) -> Instruction:
         """The instruction, with the addresses that its buffers have."""
         fields = {
-            name: self.field_value(name)
-            for name, spec in self.INSTRUCTION.layout
-            if not isinstance(spec, Address)
+            name: self.field_value(name) for name, spec in self.INSTRUCTION.layout if not isinstance(spec, Address)
         }
         for name, spec in self.INSTRUCTION.layout:
             if isinstance(spec, Address):

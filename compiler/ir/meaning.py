@@ -276,7 +276,9 @@ class Executor:
     def _weight(self, name: str) -> Tensor:
         if name not in self._tensors:
             tensor = torch.from_numpy(self.network.weights[name])
-            self._tensors[name] = tensor.to(self.dtype if tensor.dtype.is_floating_point else torch.int64)
+            real = tensor.dtype.is_floating_point
+            # A matrix product with a parameter (it requires a gradient) is summed in another order than one without.
+            self._tensors[name] = tensor.to(self.dtype if real else torch.int64).requires_grad_(real)
         return self._tensors[name]
 
     @torch.no_grad()

@@ -36,9 +36,9 @@ Real = NDArray[np.float64]
 def to_onnx(network: Network) -> onnx.ModelProto:
     """The integer module of `network` (after quantise) as an ONNX model.
 
-    Input: "input", float32, the shape of `spike.input`. Outputs: "logits", double carrying integers, and for
-    every neuron layer `<label>.current` [T, *shape], float32 carrying integers. Raises CStepError naming the layer where an integer could pass 2^24,
-    or an op that has no integer form.
+    Input: "input", float32, the shape of `spike.input`. Outputs: "logits", double carrying integers, and for every
+    neuron layer `<label>.current` [T, *shape], float32 carrying integers. Raises CStepError naming the layer where an
+    integer could pass what carries it, or an op that has no integer form.
     """
     graph = _Graph(network)
     for op in network.operations():

@@ -177,12 +177,23 @@ class HouseOperation(IRDLOperation):
         return cls(operands=operands, result_types=results, properties=properties, attributes=attributes)
 
 
+def parse_defined(parser: Parser) -> SSAValue | None:
+    """A value that an op above makes, if one comes next; its type stands there and is not said again."""
+    operand = parser.parse_optional_unresolved_operand()
+    if operand is None:
+        return None
+    values = parser.ssa_values.get(operand.operand_name)
+    if values is None:
+        parser.raise_error(f"%{operand.operand_name} is used before any op makes it", operand.span)
+    return values[operand.index]
+
+
 def _parse_arguments(parser: Parser) -> tuple[list[SSAValue], list[SymbolRefAttr]]:
     """Operands and symbols, up to the first key."""
     operands: list[SSAValue] = []
     symbols: list[SymbolRefAttr] = []
     while True:
-        operand = parser.parse_optional_operand()
+        operand = parse_defined(parser)
         if operand is not None:
             operands.append(operand)
         elif (symbol := parser.parse_optional_symbol_name()) is not None:

@@ -97,7 +97,7 @@ class Element(ParametrizedAttribute):
                 low = parser.parse_integer()
                 parser.parse_characters(",")
                 return Element.integer(low, parser.parse_integer())
-        parser.raise_error(f"element `{kind}`: expected f32, f64, i1, count<k>, i8 or int<low, high>")
+        return parser.raise_error(f"element `{kind}`: expected f32, f64, i1, count<k>, i8 or int<low, high>")
 
 
 def _parse_shape(parser: AttrParser) -> tuple[ArrayAttr[IntAttr], Element]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import ClassVar
+from math import isfinite
+from typing import Any, ClassVar, Self, get_type_hints
 
-from xdsl.utils.arg_spec import ArgSpecConvertible
+from xdsl.utils.arg_spec import ArgSpec, ArgSpecConvertible, ParameterListType
 
 from compiler.ir.network import Network
+from isa.errors import CStepError
 
 
 class Keeps(Enum):
@@ -39,3 +41,33 @@ class NetworkPass(ArgSpecConvertible):
     @classmethod
     def description(cls) -> str:
         return (cls.__doc__ or "").strip().splitlines()[0]
+
+    @classmethod
+    def from_spec(cls, spec: ArgSpec) -> Self:
+        """The pass with the options of a pipeline string. Raises CStepError naming the option and what it takes."""
+        hints = get_type_hints(cls)
+        kinds = {field.name.replace("_", "-"): hints[field.name] for field in fields(cls)}
+        options: dict[str, Any] = {}
+        for option, given in spec.parameters.items():
+            option = option.replace("_", "-")
+            if option not in kinds:
+                raise CStepError(f"{cls.name}: no option {option}; it takes {', '.join(kinds) or 'none'}")
+            options[option.replace("-", "_")] = _value(f"{cls.name}: {option}", given, kinds[option])
+        return cls(**options)
+
+
+_KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+
+
+def _value(where: str, given: ParameterListType, kind: type[Any]) -> Any:
+    """One option's value; whole numbers are numbers too, and so are the ones without a point, 5e-06."""
+    value = given[0] if len(given) == 1 else None
+    try:
+        if kind is float and not isinstance(value, bool | None) and isfinite(float(value)):
+            return float(value)
+        if kind is not float and type(value) is kind:
+            return value
+    except ValueError:
+        pass
+    spelled = ",".join(map(str, given))
+    raise CStepError(f"{where}={spelled}; it must be {_KINDS[kind]}")

@@ -40,9 +40,9 @@ class Quantise(NetworkPass):
         %c = spike.conv %s, @w, @b kernel=3, padding=1 : !spike.train<T=4, 8x8x64xf32>
         %l = spike.lif %c tau=2.0, threshold=1.0       : !spike.train<T=4, 8x8x64xi1>
     becomes
-        %c = spike.conv %s, @w.int8 kernel=3, padding=1                      : !spike.train<T=4, 8x8x64xint<-9120, 8771>>
-        %a = spike.align %c, @b.int32 shift=2                                : !spike.train<T=4, 8x8x64xint<-36641, 35102>>
-        %l = spike.integer_lif %a, @w.threshold multiplier=1, divisor=1      : !spike.train<T=4, 8x8x64xi1>
+        %c = spike.conv %s, @w.int8 kernel=3, padding=1                 : !spike.train<T=4, 8x8x64xint<-912, 871>>
+        %a = spike.align %c, @b.int32 shift=2                           : !spike.train<T=4, 8x8x64xint<-3641, 3502>>
+        %l = spike.integer_lif %a, @w.threshold multiplier=1, divisor=1 : !spike.train<T=4, 8x8x64xi1>
 
     With scale s of a channel's weights (symmetric min-max, s = max|w| / 127) and s_in of its input, a current is
     x = (sum << f) + round(b 2^f / (s s_in)), and fires at ceil(threshold 2^f / (s s_in)). f is the layer's: the largest
@@ -99,7 +99,9 @@ class _Quantiser:
             assert isinstance(op, spike.SpikeOperation)
             handler = _HANDLERS.get(type(op))
             if handler is None:
-                raise _refuse(op, f"{op.name} has no integer form; fold or fuse it first (fold-batch-norm, fuse-attention)")
+                raise _refuse(
+                    op, f"{op.name} has no integer form; fold or fuse it first (fold-batch-norm, fuse-attention)"
+                )
             handler(self, op)
         return self.new
 
@@ -263,6 +265,7 @@ def _weight_scales(
         magnitude = np.full_like(magnitude, magnitude.max())
     most = np.abs(rows).sum(axis=1) * max(abs(bound) for bound in inputs) + (0 if bias is None else np.abs(bias))
     scale = magnitude / WEIGHT_LIMIT
+    coarse, shift = scale, 0
     for shift in FRACTIONS:
         least = threshold * 2.0**shift / (THRESHOLD_LIMIT - 1)
         coarse = np.maximum(scale, least)

@@ -165,7 +165,7 @@ class Spikformer(nn.Module):
         num_heads: int = 12,
         mlp_ratios: float = 4.0,
         depths: int = 4,
-        T: int = 4,
+        T: int = 4,  # noqa: N803 - the published name
         tau: float = 2.0,
         threshold: float = 1.0,
         attention_threshold: float = 0.5,

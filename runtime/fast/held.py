@@ -19,11 +19,11 @@ from runtime.fast.places import ACCUMULATE
 SLOTS = 8
 """So many inputs are kept; the oldest goes first."""
 
-KEY = tuple(
-    getattr(ACCUMULATE, field.name)
-    for field in fields(Window)
-    if field.name not in {header.name for header in fields(Instruction)}
-) + (ACCUMULATE.spikes,)
+_HEADER = {header.name for header in fields(Instruction)}
+KEY = (
+    *(getattr(ACCUMULATE, field.name) for field in fields(Window) if field.name not in _HEADER),
+    ACCUMULATE.spikes,
+)
 """Columns of an Accumulate that say which spikes it sees, and how they pair."""
 
 

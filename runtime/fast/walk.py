@@ -33,7 +33,7 @@ def _compiled(sources: int) -> Callable[..., int]:
         forget_all(scratch.held)
         for index in range(start, stop):
             row, opcode = code[index], code[index, 0]
-            if opcode == LOAD or opcode == STORE:
+            if opcode in (LOAD, STORE):
                 dma.copy(row, opcode == LOAD, memories, scratch, sizes, record[index])
             elif opcode == ACCUMULATE:
                 accumulate(row, memories, scratch, sizes, share, record[index])

@@ -1,0 +1,101 @@
+"""One figure: its name, unit, origin and definition, and how it is distributed over the inputs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from isa.machine import Machine
+from runtime.counters import COUNTERS, Counters
+from runtime.energy import energy, energy_table, energy_tables
+
+Origin = Literal["measured", "modelled", "paper"]
+
+
+class Strict(BaseModel):
+    """Base of the report's parts: nothing extra, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Distribution(Strict):
+    """Over the inputs; p50 and p95 are values of actual inputs, the worst is the greatest."""
+
+    mean: float
+    p50: float
+    p95: float
+    worst: float
+
+
+class Figure(Strict):
+    """A figure of a whole run."""
+
+    name: str
+    unit: str
+    origin: Origin
+    definition: str
+    per_input: Distribution
+
+
+def distribution(values: NDArray[Any]) -> Distribution:
+    """How values [inputs] are distributed."""
+    p50, p95 = (float(np.percentile(values, point, method="inverted_cdf")) for point in (50, 95))
+    return Distribution(mean=float(values.mean()), p50=p50, p95=p95, worst=float(values.max()))
+
+
+def origin_of(counter: str) -> Origin:
+    """Cycles follow from a model of the units; operations, words and bytes are counted."""
+    return "modelled" if counter == "cycles" or counter.startswith(("busy_", "stall_")) else "measured"
+
+
+def dram_bytes(counters: Counters) -> NDArray[np.int64]:
+    """All bytes over DRAM, int64 [inputs, layers]."""
+    names = [counter.name for counter in COUNTERS if counter.name.startswith("dram_")]
+    return np.sum([counters.by_layer(name) for name in names], axis=0)
+
+
+def figures_of(counters: Counters, machine: Machine) -> tuple[Figure, ...]:
+    """Every counter over all layers; then what follows from them: DRAM bytes, time, energy by every table."""
+    figures = [
+        Figure(
+            name=counter.name,
+            unit=counter.unit,
+            origin=origin_of(counter.name),
+            definition=counter.definition,
+            per_input=distribution(counters.total(counter.name)),
+        )
+        for counter in COUNTERS
+    ]
+    figures.append(
+        Figure(
+            name="dram_bytes",
+            unit="bytes",
+            origin="measured",
+            definition="all bytes over DRAM, both directions, whatever they are",
+            per_input=distribution(dram_bytes(counters).sum(axis=1)),
+        )
+    )
+    figures.append(
+        Figure(
+            name="latency",
+            unit="ms",
+            origin="modelled",
+            definition=f"cycles at {machine.clock_mhz:g} MHz",
+            per_input=distribution(counters.total("cycles") / (machine.clock_mhz * 1e3)),
+        )
+    )
+    return (*figures, *(_energy_figure(counters, name) for name in energy_tables()))
+
+
+def _energy_figure(counters: Counters, name: str) -> Figure:
+    table = energy_table(name)
+    return Figure(
+        name=f"energy {name}",
+        unit="pJ",
+        origin="modelled",
+        definition=f"counts x table {name} ({table.description}); left out: {table.leaves_out}",
+        per_input=distribution(energy(counters, table).sum(axis=1)),
+    )

@@ -20,7 +20,7 @@ class Scale(NamedTuple):
         scaled = value / self.divisor
         if scaled == 0:
             return "0"
-        return f"{scaled:,.0f}" if abs(scaled) >= 1000 else f"{scaled:.3g}"
+        return f"{scaled:,.0f}" if abs(scaled) >= 999.5 else f"{scaled:#.3g}".rstrip(".")
 
 
 def scale_for(largest: float, unit: str) -> Scale:

@@ -1,0 +1,227 @@
+"""The front door: compile a trained spiking transformer, save and load programs, run them; and the `cstep` command.
+
+    program = cstep.compile(model, example, calibration=images)
+    program.save("net.cstep")
+    result = cstep.run(cstep.load("net.cstep"), images)
+
+A user's mistake raises `cstep.CStepError`, said in one line. What is heavy is imported where it is used: `cstep --help`
+needs none of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from isa.errors import CStepError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from compiler.check import Observed
+    from compiler.pipeline import Compiled
+    from isa.machine import Machine
+    from isa.program import Program
+    from runtime.counters import Counters
+
+__all__ = ["CStepError", "Result", "compile", "load", "main", "run"]
+__version__ = "0.1.0"
+
+Kernels = Literal["fast", "reference"]
+Schedule = Literal["layers", "windows"]
+CHECK_IMAGES = 4
+"""How many calibration images every pass is compared on, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What running a program on B inputs gives."""
+
+    logits: NDArray[np.float32]
+    """[B, classes], in the model's own scale."""
+    labels: NDArray[np.int64]
+    """[B]: where the greatest integer logit is."""
+    counters: Counters
+    """Every counter by input and layer (docs/counting.md)."""
+
+
+def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
+    model: nn.Module,
+    example: Any,
+    *,
+    calibration: Any,
+    machine: str | Machine = "c-step",
+    passes: str | None = None,
+    dump_to: str | Path | None = None,
+    schedule: Schedule = "layers",
+    check: bool = True,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Program:
+    """Compile a model in evaluation mode to a program.
+
+    `example` [1, C, H, W], or [1, T, C, H, W] of events, is what it is traced with; `calibration` [B, C, H, W] or
+    [B, T, C, H, W], B >= 8, sets the input's range, and its first images are what every pass is compared on (`check`).
+    Both are float32, as the model takes them. `machine` is a preset's name, a TOML file or a Machine. `dump_to` gets
+    the IR after every pass. `mean` and `std` say how pixels of 0..1 became the model's inputs, for `cstep run`.
+
+    Raises CStepError for what the machine cannot do, and for a pass that changed a number.
+    """
+    from isa.machine import load_machine
+
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    images = _float_images(calibration, "calibration")
+    return compile_checked(
+        model,
+        _float_images(example, "example"),
+        images,
+        target,
+        check=images[:CHECK_IMAGES] if check else None,
+        passes=passes,
+        schedule=schedule,
+        dump_to=Path(dump_to) if dump_to is not None else None,
+        origin=(type(model).__name__, "in memory", f"{len(images)} images in memory"),
+        normalisation=(tuple(mean), tuple(std)),
+    ).program
+
+
+def load(path: str | Path, machine: str | None = None) -> Program:
+    """The program of a file, verified; with `machine`, only one that is made for it. Raises CStepError."""
+    from isa.program import load
+
+    return load(path, machine)
+
+
+def run(
+    program: Program,
+    inputs: Any,
+    *,
+    share: bool = True,
+    kernels: Kernels = "fast",
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """Run a program on float32 images [B, C, H, W] as the model takes them, or events [B, T, C, H, W].
+
+    `share` off switches pair sharing off: the same integers, other counts. `workers` threads take one input each
+    (None: one for each core). `progress` hears how many inputs are done.
+    """
+    import numpy as np
+
+    from runtime.interpreter import run
+    from runtime.quantise import quantise_input
+
+    threads = workers or cores()
+    integers = quantise_input(program, _array(inputs, "input"))
+    done = run(program, integers, kernels=kernels, share=share, workers=threads, progress=progress)
+    logits = (done.logits * program.header.output.scale).astype(np.float32)
+    return Result(logits, done.logits.argmax(axis=1), done.counters)
+
+
+def compile_checked(
+    model: nn.Module,
+    example: NDArray[np.float32],
+    calibration: NDArray[np.float32],
+    machine: Machine,
+    *,
+    check: NDArray[np.float32] | None,
+    passes: str | None,
+    schedule: Schedule,
+    dump_to: Path | None,
+    origin: tuple[str, str, str],
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    progress: Callable[[str], None] | None = None,
+) -> Compiled:
+    """Trace, import, compile. `origin`: model, checkpoint and calibration, as the provenance says them."""
+    import torch
+
+    from compiler.frontend.eager import compare_with_eager
+    from compiler.frontend.importer import import_model
+    from compiler.pipeline import compile_network
+    from isa.program import Provenance
+
+    if schedule not in ("layers", "windows"):
+        raise CStepError(f"schedule {schedule}: no such schedule; there are layers and windows")
+    if calibration.shape[1:] != example.shape[1:]:
+        given, wanted = list(calibration.shape), list(example.shape[1:])
+        raise CStepError(f"calibration: shape {given}; it must be the example's, [B, {', '.join(map(str, wanted))}]")
+    name, checkpoint, calibrated_on = origin
+    network = import_model(model, torch.from_numpy(example))
+    if check is not None:
+        compare_with_eager(model, network, check)
+    return compile_network(
+        network,
+        machine=machine,
+        calibration=calibration,
+        check=check,
+        provenance=Provenance(
+            model=name,
+            checkpoint=checkpoint,
+            calibration=calibrated_on,
+            pipeline="",
+            schedule=schedule,
+            version=__version__,
+        ),
+        normalisation=normalisation,
+        passes=passes,
+        schedule=schedule,
+        dump_to=dump_to,
+        emulate=_emulate,
+        progress=progress,
+    )
+
+
+def _emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:
+    """Run a program for the compiler's comparison, which must not know the runtime."""
+    from compiler.check import Observed
+    from runtime.interpreter import run
+    from runtime.quantise import quantise_input
+
+    seen = run(program, quantise_input(program, inputs), observe=True, workers=cores())
+    assert seen.currents is not None
+    return Observed(seen.logits, seen.currents)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _array(values: Any, what: str) -> NDArray[Any]:
+    """An array, tensor or nested list as an array. Raises CStepError for what is none."""
+    import numpy as np
+
+    try:
+        return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except (ValueError, TypeError) as error:
+        raise CStepError(f"{what}: {type(values).__name__} is no array of numbers ({error})") from None
+
+
+def _float_images(values: Any, what: str) -> NDArray[np.float32]:
+    """Finite float32 images or events. Raises CStepError for another type or shape, and for NaN."""
+    import numpy as np
+
+    images = _array(values, what)
+    if images.dtype != np.float32:
+        raise CStepError(f"{what}: {images.dtype} values; the model takes float32")
+    if images.ndim not in (4, 5):
+        raise CStepError(f"{what}: shape {list(images.shape)}; it must be [B, C, H, W], or [B, T, C, H, W] for events")
+    if not np.isfinite(images).all():
+        raise CStepError(f"{what}: NaN or infinite values; all must be finite")
+    return np.ascontiguousarray(images)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `cstep` command; returns its exit code. A user's mistake is one line on stderr and code 2."""
+    from cstep_command import run_command
+
+    return run_command(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """The ONNX form and meaning.py give the same integers: every neuron's current, and the logits."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -270,12 +269,26 @@ def refusal(text: str, held: dict[str, Array]) -> str:
 def test_a_bound_past_float32_is_refused_by_name() -> None:
     text = LINEAR.format(outputs=4, bound=1 << 24)
     message = refusal(text, weights(w=(4, 64)))
-    assert message == "wide: spike.linear could reach 16777216; float32 carries integers exactly below 2^24"
+    assert message == "wide: spike.linear could reach 16777216; its integers are carried exactly below 2^24"
 
 
-def test_weights_that_pass_the_bound_in_the_type_are_refused() -> None:
-    message = refusal(LINEAR.format(outputs=4, bound=1000), {"w": np.full((4, 64), 30000, np.int32)})
-    assert re.match(r"wide: spike.linear could reach 243840000; float32", message)
+def test_convolutions_that_pass_the_bound_in_their_type_are_refused() -> None:
+    held = neuron(0, "multiplier=1, divisor=1").weights | {"w": np.full((3, 2, 3, 3), 30000, np.int32)}
+    message = refusal(NEURON.format(shift=0, neuron="multiplier=1, divisor=1"), held)
+    assert message == "sums: spike.conv could reach 68580000; its integers are carried exactly below 2^24"
+
+
+def test_a_head_past_float32_is_exact_in_double() -> None:
+    text = """
+    %input = spike.input : !spike.tensor<1x1x64xf32>
+    %image = spike.quantise_image %input scale=1.0 : !spike.tensor<1x1x64xi8>
+    %row = spike.reshape %image : !spike.tensor<64xi8>
+    %head = spike.linear %row, @w, @b : !spike.tensor<4xint<-300000000, 300000000>>
+    spike.output %head
+    """
+    held: dict[str, Array] = {"w": np.full((4, 64), 30001, np.int32), "b": np.array([1, 2, 3, 4], np.int32)}
+    found = agree(Network(parse(text), held), np.full((1, 1, 64), 125.0, np.float32))
+    assert found.output.tolist() == [240008001, 240008002, 240008003, 240008004]
 
 
 def test_a_sum_over_time_past_float32_is_refused() -> None:

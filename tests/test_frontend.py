@@ -474,8 +474,8 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         "a reshape merges time with features; keep T",
     ),
     "split time": (
-        lambda m, x: x.reshape(9, 32).reshape(x.shape),
-        "a reshape splits time of size 3|a reshape merges time with features",
+        lambda m, x: x.reshape(6, 48).reshape(x.shape),
+        "a reshape merges time with features",
     ),
     "parameter": (
         lambda m, x: x + m.scale,

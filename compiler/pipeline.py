@@ -106,8 +106,7 @@ def compile_network(
     Raises CStepError naming pass, op, source line and element where anything differs.
     """
     text = _pipeline_text(passes, network, machine, calibration, schedule)
-    # A store of its own: what this adds and dumps is not there for the next time that the network is compiled.
-    network = replace(network, weights=dict(network.weights), saved=set(), target=machine)
+    network = replace(network, saved=set(), target=machine)  # the dumps of this call hold all weights
     checker = Checker(check, emulate)
     results: list[CheckResult] = []
     integer = network

@@ -154,14 +154,13 @@ class InstructionOp(HouseOperation):
         return tuple(item.data for item in held) if held is not None else ()
 
     def print(self, printer: Printer) -> None:
-        pairs: list[tuple[str, Any]] = list(self.addresses.items())
-        printer.print_string(" ")
-        for index, (name, (operand, offset)) in enumerate(pairs):
-            printer.print_string(", " if index else "")
-            printer.print_string(f"{name}=")
+        separator = " "  # nothing follows the name of an op without fields
+        for name, (operand, offset) in self.addresses.items():
+            printer.print_string(f"{separator}{name}=")
             printer.print_ssa_value(operand)
             if offset:
                 printer.print_string(f"[{offset}]")
+            separator = ", "
         for key, attribute in self.properties.items():
             if key in ("fields", "offsets"):
                 continue
@@ -169,7 +168,8 @@ class InstructionOp(HouseOperation):
                 text = "[" + ", ".join(str(cast(IntAttr, item).data) for item in attribute) + "]"
             else:
                 text = str(cast(Any, attribute).data)
-            printer.print_string(f", {key}={text}")
+            printer.print_string(f"{separator}{key}={text}")
+            separator = ", "
 
     @classmethod
     def parse(cls, parser: Parser) -> InstructionOp:

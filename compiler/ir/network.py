@@ -86,12 +86,12 @@ class Network:
         return "\n".join(line.removeprefix("  ") for line in lines[1:-1]) + "\n"
 
     def clone(self) -> Network:
-        """A copy of the module over the same store."""
-        return replace(self, module=self.module.clone())
+        """A copy of the module, with a store of its own: what is added there is not added here."""
+        return self.with_module(self.module.clone())
 
     def with_module(self, module: ModuleOp) -> Network:
-        """Another module over the same store."""
-        return replace(self, module=module)
+        """Another module with the same weights, in a store of its own."""
+        return replace(self, module=module, weights=dict(self.weights), saved=set(self.saved))
 
     def dump(self, directory: Path, stem: str) -> Path:
         """Write `stem.spike`, and `stem.safetensors` for weights that no earlier dump holds."""

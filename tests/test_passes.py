@@ -1,0 +1,69 @@
+"""Passes: golden text, equal currents, dumps that read back, and a pipeline that stops at what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from golden import Golden, made_up_inputs
+from models import emulate, one_thread
+
+from compiler.check import Checker
+from compiler.ir.network import Network, parse
+from compiler.pipeline import PASSES, parse_passes
+
+GOLDEN = sorted((Path(__file__).parent / "passes").glob("*.spike"))
+
+
+@pytest.fixture(autouse=True)
+def single() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(params=GOLDEN, ids=lambda path: path.stem)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden.read(request.param)
+
+
+def test_a_pass_gives_its_golden_text(golden: Golden, request: pytest.FixtureRequest) -> None:
+    network = golden.network()
+    for each in parse_passes(golden.passes):
+        network = each.apply(network)
+        network.verify()
+    if request.config.getoption("--update-golden"):
+        golden.update(network.text())
+    assert network.text() == Golden.read(golden.path).after
+
+
+def test_a_pass_keeps_every_current(golden: Golden) -> None:
+    """Both modules run; a pass that changes what a neuron sees is caught here even if its golden text was updated."""
+    network = golden.network()
+    checker = Checker(made_up_inputs(network, 3), emulate)
+    checker.compare(None, network, None)
+    for each in parse_passes(golden.passes):
+        network = each.apply(network)
+        assert checker.compare(each, network, None).compared > 0
+
+
+def test_a_pass_leaves_the_module_it_was_given(golden: Golden) -> None:
+    """The dump before a pass must still be what the pass was given."""
+    network = golden.network()
+    text = network.text()
+    for each in parse_passes(golden.passes)[:1]:
+        each.apply(network)
+    assert network.text() == text
+
+
+def test_both_sides_of_a_golden_file_read_back(golden: Golden) -> None:
+    """The spelling loses nothing: text to module to text, and to an equal module."""
+    for text in (golden.network().text(), golden.after):
+        module = parse(text)
+        assert Network(module).text() == text
+        assert parse(Network(module).text()).is_structurally_equivalent(module)
+
+
+def test_every_pass_has_a_golden_file() -> None:
+    named = {each.name for path in GOLDEN for each in parse_passes(Golden.read(path).passes)}
+    assert named == {kind.name for kind in PASSES}

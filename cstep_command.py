@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from compiler.frontend.model import Model
     from isa.program import Program
     from runtime.dataset import Dataset
-    from runtime.report.report import Report
 
 N = TypeVar("N", int, float)
 
@@ -72,6 +71,7 @@ def compile_command(
     input_shape: InputShape = None,
     mean: PerChannel = None,
     std: PerChannel = None,
+    test: Annotated[str | None, typer.Option(metavar="DATA", help="Compare top-1 of the float model, program.")] = None,
 ) -> None:
     """Compile a trained model to a program file.
 
@@ -108,6 +108,8 @@ def compile_command(
     show(checks_table(compiled.checks))
     code, weights = len(compiled.program.code), len(compiled.program.memory)
     show(f"{output}: {code:,} instructions, {weights:,} bytes of weights and constants, machine {target.name}")
+    if test is not None:
+        show(compare_accuracy(opened, compiled.program, labelled(test, compiled.program)))
 
 
 @app.command("run")
@@ -130,6 +132,7 @@ def run_command_line(
     """
     from runtime.energy import energy_table
     from runtime.report.console import show
+    from runtime.report.measure import inputs_for, measure
     from runtime.report.terminal import ReportTable
     from runtime.report.write import make_directory, write_report
 
@@ -137,8 +140,14 @@ def run_command_line(
     energy_table(energy)
     if report is not None:
         make_directory(report)
-    dataset = test_images(data, program, limit)
-    made = measured(program, dataset, share, kernels, workers, compare=report is not None)
+    made = measure(
+        program,
+        inputs_for(program, data, limit),
+        share=share,
+        kernels=kernels,
+        workers=workers or cstep.cores(),
+        compare=report is not None,
+    )
     show(ReportTable(made, energy))
     if report is not None:
         written = write_report(made, report, energy)
@@ -299,41 +308,31 @@ def calibration_images(
     return found.take(CALIBRATION_IMAGES, seed=0) if len(found) > CALIBRATION_IMAGES else found
 
 
-def test_images(source: str, program: Program, limit: int | None) -> Dataset:
-    """The inputs to run, normalised as the program says."""
-    from runtime.dataset import load_dataset
+def labelled(source: str, program: Program) -> Dataset:
+    """A data set with labels to test the program on."""
+    from runtime.report.measure import inputs_for
+
+    dataset = inputs_for(program, source, None)
+    if dataset.labels is None:
+        raise CStepError(f"{source}: has no labels; --test needs them")
+    return dataset
+
+
+def compare_accuracy(model: Model, program: Program, dataset: Dataset) -> str:
+    """Top-1 of the float model and of the program on the same inputs."""
+    import numpy as np
+
+    from compiler.frontend.eager import eager_labels
     from runtime.report.console import progress_bar
 
-    wanted = program.header.input
-    with progress_bar("read", None):
-        dataset = load_dataset(source, split="test", shape=wanted.shape, mean=wanted.mean, std=wanted.std)
-    return dataset.take(min(limit, len(dataset))) if limit is not None else dataset
-
-
-def measured(
-    program: Program, dataset: Dataset, share: bool, kernels: cstep.Kernels, workers: int | None, compare: bool
-) -> Report:
-    """Run, and run again with sharing the other way where they are to be compared."""
-    from runtime.report.console import progress_bar
-    from runtime.report.report import Inputs, accuracy_of, make_report
-
-    def run(share: bool, label: str) -> cstep.Result:
-        with progress_bar(label, len(dataset)) as step:
-            return cstep.run(
-                program, dataset.images, share=share, kernels=kernels, workers=workers, progress=lambda done: step(done)
-            )
-
-    done = run(share, "run")
-    other = run(not share, f"run with sharing {'off' if share else 'on'}") if compare else None
-    return make_report(
-        program,
-        Inputs(source=dataset.name, digest=dataset.digest, count=len(dataset)),
-        done.counters,
-        accuracy_of(done.labels, dataset.labels),
-        share=share,
-        other=other.counters if other else None,
-        equal_logits=other is None or bool((done.logits == other.logits).all()),
-    )
+    assert dataset.labels is not None
+    with progress_bar("float model", len(dataset)) as step:
+        labels = eager_labels(model.module, dataset.images, step)
+    with progress_bar("program", len(dataset)) as step:
+        result = cstep.run(program, dataset.images, progress=step)
+    right = [int(np.equal(found, dataset.labels).sum()) for found in (labels, result.labels)]
+    texts = [f"{count / len(dataset):.2%} ({count} of {len(dataset)})" for count in right]
+    return f"top-1 on {dataset.name}: float model {texts[0]}, program {texts[1]}"
 
 
 def numbers(text: str, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:

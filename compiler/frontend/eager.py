@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from compiler.ir import spike
 from compiler.ir.meaning import Executor
 from compiler.ir.network import Network
 from isa.errors import CStepError
+
+BATCH = 64
 
 
 @torch.no_grad()
@@ -41,6 +44,21 @@ def run_eager(model: nn.Module, x: NDArray[np.float32]) -> tuple[NDArray[np.floa
     while isinstance(output, tuple | list):
         output = output[0]
     return output[0].numpy(), currents
+
+
+@torch.no_grad()
+def eager_labels(model: nn.Module, inputs: NDArray[np.float32], progress: Callable[[int], None]) -> NDArray[np.int64]:
+    """Where the greatest logit of every input [B, ...] is; `progress` hears how many are done."""
+    labels: list[NDArray[np.int64]] = []
+    for start in range(0, len(inputs), BATCH):
+        reset(model)
+        output: Any = model.eval()(torch.from_numpy(inputs[start : start + BATCH]))
+        while isinstance(output, tuple | list):
+            output = output[0]
+        labels.append(output.argmax(1).numpy())
+        progress(min(start + BATCH, len(inputs)))
+    reset(model)
+    return np.concatenate(labels)
 
 
 def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.float32]) -> None:

@@ -115,8 +115,8 @@ def lif(op: spike.Lif, weights: Weights, current: Tensor) -> Tensor:
         return difference / tau if op.get("decay") == "divide" else difference * (1 / tau)
 
     v = torch.zeros_like(current[0])
-    spikes = torch.empty_like(current)
-    for step, x in enumerate(current):
+    spikes: list[Tensor] = []
+    for x in current:
         if op.get("charge") == "lif":
             h = v + decayed(x - v)
         elif op.get("charge") == "lif_undecayed":
@@ -124,9 +124,9 @@ def lif(op: spike.Lif, weights: Weights, current: Tensor) -> Tensor:
         else:
             h = v + x
         fired = h > threshold if op.get("fires") == "gt" else h >= threshold
-        spikes[step] = fired.to(x.dtype)
-        v = torch.where(fired, 0.0, h) if op.get("reset") == "hard" else h - threshold * spikes[step]
-    return spikes
+        spikes.append(fired.to(x.dtype))
+        v = torch.where(fired, 0.0, h) if op.get("reset") == "hard" else h - threshold * spikes[-1]
+    return torch.stack(spikes)  # contiguous, as neurons give them: the next layer rounds by the memory order
 
 
 @meaning(spike.IntegerLif)

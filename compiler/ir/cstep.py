@@ -34,7 +34,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 import isa.instructions as _instructions
-from compiler.ir.spelling import HouseOperation, Plain, parse_defined
+from compiler.ir.spelling import HouseOperation, Plain, parse_defined, refuse_unknown_key
 from isa.errors import CStepError
 from isa.word import Address, Choice, Count, Flag, Instruction, Region, Unit, range_error
 
@@ -47,6 +47,7 @@ class Buffer(ParametrizedAttribute, TypeAttribute):
 
 
 BYTES = Buffer()
+REGION_WORDS = tuple(region.name.lower() for region in Region)
 
 
 @irdl_op_definition
@@ -60,6 +61,12 @@ class BufferOp(HouseOperation):
     bytes = prop_def(IntAttr)
     group = opt_prop_def(StringAttr)
     at = opt_prop_def(IntAttr)
+
+    def verify_(self) -> None:
+        if self.get("region") not in REGION_WORDS:
+            raise VerifyException(
+                f"{self.name}: region={self.get('region')}; it must be one of {', '.join(REGION_WORDS)}"
+            )
 
 
 @irdl_op_definition
@@ -113,6 +120,9 @@ class LayerOp(HouseOperation):
     wait = opt_prop_def(StringAttr)
     post = opt_prop_def(StringAttr)
 
+    def verify_(self) -> None:
+        _verify_units(self)
+
 
 class InstructionOp(HouseOperation):
     """Base of the ops that are instructions: `INSTRUCTION` is the class they become."""
@@ -123,9 +133,18 @@ class InstructionOp(HouseOperation):
         for name, spec in self.INSTRUCTION.layout:
             if isinstance(spec, Address):
                 continue
-            problem = range_error(self.INSTRUCTION, name, self.field_value(name))
+            problem = self._no_choice(name) or range_error(self.INSTRUCTION, name, self.field_value(name))
             if problem:
                 raise VerifyException(f"{self.name}: {problem}")
+        _verify_units(self)
+
+    def _no_choice(self, name: str) -> str | None:
+        """What is wrong with the word that a field holds, or None."""
+        spec, attribute = self.INSTRUCTION.specs[name], self.properties.get(name)
+        if attribute is None or not isinstance(spec, Choice):
+            return None
+        word, words = cast(StringAttr, attribute).data, [member.name.lower() for member in spec.of]
+        return None if word in words else f"{name}={word}; it must be one of {', '.join(words)}"
 
     def field_value(self, name: str) -> int:
         """A field that is no address, as the instruction holds it."""
@@ -193,6 +212,7 @@ class InstructionOp(HouseOperation):
                 values[key] = parser.parse_integer()
             if parser.parse_optional_punctuation(",") is None:
                 break
+        refuse_unknown_key(parser, cls.name, known)
         return cls.of(addresses, **values)
 
     @classmethod
@@ -233,7 +253,18 @@ def units_mask(op: HouseOperation, key: str) -> int:
     try:
         return sum(1 << Unit[name.upper()] for name in names.split(".") if name)
     except KeyError as error:
-        raise CStepError(f"{op.name}: {key}={names}: no unit {error.args[0].lower()}") from None
+        units = ", ".join(unit.name.lower() for unit in Unit)
+        wrong = error.args[0].lower()
+        raise CStepError(f"{op.name}: {key}={names}: no unit {wrong}; there are {units}") from None
+
+
+def _verify_units(op: HouseOperation) -> None:
+    """`wait` and `post` name units."""
+    for key in ("wait", "post"):
+        try:
+            units_mask(op, key)
+        except CStepError as error:
+            raise VerifyException(str(error)) from None
 
 
 def units_text(mask: int) -> str:
@@ -270,5 +301,3 @@ OPS: dict[type[Instruction], type[InstructionOp]] = {
 DECLARATIONS: tuple[type[HouseOperation], ...] = (BufferOp, ConstantOp, InputOp, OutputOp, LayerOp)
 
 CSTEP = Dialect("cstep", [*DECLARATIONS, *OPS.values()], [Buffer])
-
-REGION_WORDS = {region: region.name.lower() for region in Region}

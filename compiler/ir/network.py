@@ -70,15 +70,31 @@ class Network:
 
     def verify(self) -> None:
         """Raise CStepError naming the op, its place and what is wrong."""
+        for op in self.operations():
+            try:
+                op.verify()
+            except VerifyException as error:
+                problem = _first_line(error)
+                named = problem if problem.startswith(f"{op.label}: ") else f"{op.label}: {problem}"
+                raise CStepError(f"the IR does not verify: {named}") from None
+            self._verify_weights(op)
         try:
             self.module.verify()
         except VerifyException as error:
             raise CStepError(f"the IR does not verify: {_first_line(error)}") from None
-        for op in self.operations():
-            for key in op.properties:
-                name = op.symbol(key) if op.is_symbol(op.declared()[key]) else None
-                if name is not None and name not in self.weights:
-                    raise CStepError(f"{op.label}: {op.name}: no weight @{name} in the store")
+
+    def _verify_weights(self, op: HouseOperation) -> None:
+        """Names are in the store, in the shapes that the op implies."""
+        shapes = op.weight_shapes()
+        for key, definition in op.declared().items():
+            name = op.symbol(key) if op.is_symbol(definition) else None
+            if name is None:
+                continue
+            if name not in self.weights:
+                raise CStepError(f"{op.label}: {op.name}: no weight @{name} in the store")
+            if self.weights[name].shape != shapes.get(key, self.weights[name].shape):
+                has, wanted = (list(shape) for shape in (self.weights[name].shape, shapes[key]))
+                raise CStepError(f"{op.label}: {op.name}: {key} @{name} is {has}; it must be {wanted}")
 
     def text(self) -> str:
         """The module in the house spelling, without the wrapper."""

@@ -114,6 +114,10 @@ class HouseOperation(IRDLOperation):
         attribute = self.properties.get(key)
         return None if attribute is None else cast(SymbolRefAttr, attribute).root_reference.data
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights that the op names, by property, where it implies them."""
+        return {}
+
     @property
     def source(self) -> str:
         """File and line of the Python code that this op came from, or an empty string."""
@@ -166,11 +170,17 @@ class HouseOperation(IRDLOperation):
             properties[key] = _parse_value(parser, declared[key])
             if parser.parse_optional_punctuation(",") is None:
                 break
-        _refuse_unknown_key(parser, cls.name, keys)
-        for key, definition in declared.items():
-            if key not in properties and not isinstance(definition, OptionalDef):
+        refuse_unknown_key(parser, cls.name, keys)
+        for key, prop in declared.items():
+            if key not in properties and not isinstance(prop, OptionalDef):
                 parser.raise_error(f"{cls.name}: property `{key}` is missing")
+        definition = cls.get_irdl_definition()
+        if len(operands) != len(definition.operands):
+            parser.raise_error(f"{cls.name}: {len(operands)} operands; it takes {len(definition.operands)}")
         results = [parser.parse_type()] if parser.parse_optional_punctuation(":") else []
+        if len(results) != len(definition.results):
+            wanted = "a type of its result after `:`" if definition.results else "no type; it has no result"
+            parser.raise_error(f"{cls.name}: expected {wanted}")
         attributes: dict[str, Attribute] = {}
         if parser.parse_optional_keyword("at"):
             attributes["source"] = StringAttr(parser.parse_str_literal())
@@ -204,7 +214,7 @@ def _parse_arguments(parser: Parser) -> tuple[list[SSAValue], list[SymbolRefAttr
             return operands, symbols
 
 
-def _refuse_unknown_key(parser: Parser, name: str, keys: list[str]) -> None:
+def refuse_unknown_key(parser: Parser, name: str, keys: list[str]) -> None:
     """What may follow the properties is `:`, `at`, or the next op (which has a dot in its name)."""
     key = parser._current_token.text  # pyright: ignore[reportPrivateUsage]
     if key.isidentifier() and key != "at":

@@ -57,6 +57,18 @@ class SpikeOperation(HouseOperation):
     def check(self) -> None:
         """Raise VerifyException where shapes or kinds do not fit."""
 
+    def expect_positive(self, *keys: str) -> None:
+        for key in keys:
+            _require(self.get(key) > 0, self, f"{key}={self.get(key)}; it must be positive")
+
+    def expect_pixels(self) -> None:
+        sizes = self.operand_type().sizes
+        _require(len(sizes) == 3, self, f"the input is {self.operand_type()}; it must be HxWxC")
+
+    def expect_axis(self) -> None:
+        axis, rank = self.get("axis"), len(self.operand_type().sizes)
+        _require(0 <= axis < rank, self, f"axis={axis}; the input has {rank} dimensions")
+
     def expect_shape(self, sizes: tuple[int, ...]) -> None:
         _require(self.result_type.sizes == sizes, self, f"the result is {self.result_type}; its shape must be {sizes}")
 
@@ -130,10 +142,15 @@ class Conv(SpikeOperation):
     groups = opt_prop_def(IntAttr)
 
     def check(self) -> None:
+        self.expect_pixels()
+        self.expect_positive("kernel", "stride", "groups")
         sizes = self.operand_type().sizes
-        _require(len(sizes) == 3, self, f"the input is {self.operand_type()}; it must be HxWxC")
         out = self.window(sizes[0]), self.window(sizes[1])
         _require(self.result_type.sizes[:2] == out, self, f"the result is {self.result_type}; its pixels must be {out}")
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        inputs, outputs, kernel = self.operand_type().sizes[-1], self.result_type.sizes[-1], self.get("kernel")
+        return {"weight": (outputs, inputs // self.get("groups"), kernel, kernel), "bias": (outputs,)}
 
     def window(self, size: int) -> int:
         """Output pixels along a dimension of `size` input pixels."""
@@ -157,6 +174,10 @@ class Linear(SpikeOperation):
             f"{self.operand_type()} becomes {self.result_type}; only the last dimension may change",
         )
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        outputs = self.result_type.sizes[-1]
+        return {"weight": (outputs, self.operand_type().sizes[-1]), "bias": (outputs,)}
+
 
 @irdl_op_definition
 class BatchNorm(SpikeOperation):
@@ -174,8 +195,11 @@ class BatchNorm(SpikeOperation):
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
-        rank = len(self.operand_type().sizes)
-        _require(0 <= self.get("axis") < rank, self, f"axis={self.get('axis')}; the input has {rank} dimensions")
+        self.expect_axis()
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        channels = self.operand_type().sizes[self.get("axis")]
+        return dict.fromkeys(("weight", "bias", "mean", "variance"), (channels,))
 
 
 @irdl_op_definition
@@ -239,6 +263,9 @@ class IntegerLif(SpikeOperation):
         _require(not self.operand_type().element.is_real, self, f"the current is {self.operand_type()}; no integers")
         _check_words(self)
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"threshold": self.result_type.sizes[-1:]}
+
 
 @irdl_op_definition
 class Align(SpikeOperation):
@@ -255,6 +282,9 @@ class Align(SpikeOperation):
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"bias": self.result_type.sizes[-1:]}
 
 
 @irdl_op_definition
@@ -287,6 +317,8 @@ class MaxPool(SpikeOperation):
     padding = opt_prop_def(IntAttr)
 
     def check(self) -> None:
+        self.expect_pixels()
+        self.expect_positive("kernel", "stride")
         height, width, channels = self.operand_type().sizes
         self.expect_shape((self.window(height), self.window(width), channels))
 
@@ -378,6 +410,7 @@ class Attention(SpikeOperation):
     def check(self) -> None:
         q, k, v = (self.operand_type(index).sizes for index in range(3))
         _require(len(q) == 2 and q[1] == k[1] == v[1] and k[0] == v[0], self, f"q {q}, k {k}, v {v} do not fit")
+        self.expect_positive("heads")
         _require(q[1] % self.get("heads") == 0, self, f"{q[1]} channels do not divide into {self.get('heads')} heads")
         self.expect_shape(q)
 
@@ -392,6 +425,7 @@ class Mean(SpikeOperation):
     axis = prop_def(IntAttr)
 
     def check(self) -> None:
+        self.expect_axis()
         self.expect_shape(_without(self.operand_type().sizes, self.get("axis")))
 
 
@@ -405,6 +439,7 @@ class Sum(SpikeOperation):
     axis = prop_def(IntAttr)
 
     def check(self) -> None:
+        self.expect_axis()
         self.expect_shape(_without(self.operand_type().sizes, self.get("axis")))
 
 

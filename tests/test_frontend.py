@@ -92,6 +92,7 @@ def rates(network: Network, x: Tensor) -> dict[str, float]:
         (16, 1, 4, (4, 4), 2),
         (24, 1, 4, (4, 8), 3),
         (64, 2, 4, (28, 28), 8),
+        (96, 1, 4, (16, 16), 8),
     ],
 )
 def test_spikformer_is_bit_equal(embed: int, depths: int, steps: int, size: tuple[int, int], heads: int) -> None:

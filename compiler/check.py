@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from xdsl.ir import Operation
 
 from compiler.backend.allocate import allocate
 from compiler.backend.emit import emit, neuron_labels
+from compiler.ir import spike
 from compiler.ir.cstep import BufferOp, InstructionOp
 from compiler.ir.meaning import Executor, Run
 from compiler.ir.network import Network
@@ -26,6 +28,7 @@ from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
 from isa.program import Program, Provenance
 
+LOGITS = "logits"
 TOLERANCE = 1e-6
 """Relative difference that float64 rounding may make in a current; a wrong scale makes 1e-3."""
 
@@ -60,6 +63,8 @@ class Checker:
         self.inputs, self.emulate = inputs, emulate
         self._reference: list[Run] = []
         self._sources: dict[str, str] = {}
+        self._live: set[str] = set()
+        """Neurons that reach the output, in the module before."""
 
     def compare(self, each: NetworkPass | None, after: Network, dump: Path | None) -> CheckResult:
         """Execute `after` and compare; raises CStepError at the first difference."""
@@ -68,7 +73,12 @@ class Checker:
             return CheckResult(name, 0, "not compared")
         started = time.perf_counter()
         self._sources |= {op.label: op.source for op in after.operations()}
-        result = self._compare(name, each.keeps if each else Keeps.NOTHING, after, dump)
+        try:
+            result = self._compare(name, each.keeps if each else Keeps.NOTHING, after, dump)
+        except CStepError as error:
+            text = str(error)
+            raise CStepError(text if text.startswith(f"{name}: ") else f"{name}: the module after it: {text}") from None
+        self._live = _live_neurons(after)
         return replace(result, check_seconds=time.perf_counter() - started)
 
     def _compare(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
@@ -122,18 +132,19 @@ class Checker:
         for image, (before, after) in enumerate(zip(self._reference, runs, strict=True)):
             for label, current in before.currents.items():
                 if label not in after.currents:
-                    raise CStepError(f"{name}: {label} ({self._sources.get(label, '')}): its currents are gone")
+                    self._gone(name, label)
+                    continue
                 compared += current.size
                 seen = after.currents[label].reshape(current.shape)
                 if not np.array_equal(current, seen):
                     raise self._difference(name, label, image, current, seen, dump)
             compared += before.output.size
             if not np.array_equal(before.output, after.output):
-                raise self._difference(name, "logits", image, before.output, after.output, dump)
+                raise self._difference(name, LOGITS, image, before.output, after.output, dump)
         return CheckResult(name, compared, note)
 
     def _reals(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
-        """Every current the same up to rounding; in any order of neurons where the layout may change."""
+        """Every current, and the logits, the same up to rounding; in any order of neurons where layout may change."""
         assert self.inputs is not None
         executor = Executor(after, torch.float64)
         compared, most = 0, 0.0
@@ -141,20 +152,41 @@ class Checker:
         for image, (x, before) in enumerate(zip(self.inputs, self._reference, strict=True)):
             moved = keeps == Keeps.VALUES
             run = executor.run(x, forced=None if moved else before.spikes)
-            for label, current in before.currents.items():
-                seen = run.currents[label]
-                if moved:
-                    steps = len(current)
-                    current, seen = (np.sort(a.reshape(steps, -1), axis=1) for a in (current, seen))
-                error = np.abs(current - seen) / (1 + np.abs(current))
-                compared, most = compared + current.size, max(most, float(error.max(initial=0)))
-                if not (error <= TOLERANCE).all():
-                    raise self._difference(
-                        name, label, image, current, np.where(error <= TOLERANCE, current, seen), dump
-                    )
+            for label, current in {**before.currents, LOGITS: before.output}.items():
+                if label not in run.currents and label != LOGITS:
+                    self._gone(name, label)
+                    continue
+                seen = run.output if label == LOGITS else run.currents[label]
+                if moved and label != LOGITS:
+                    current, seen = (np.sort(a.reshape(len(a), -1), axis=1) for a in (current, seen))
+                most = max(most, self._close(name, label, image, current, seen, dump))
+                compared += current.size
+            if not moved:
+                run.spikes = before.spikes  # what went on from each neuron
             runs.append(run)
         self._reference = runs
         return CheckResult(name, compared, f"float64, largest relative difference {most:.1e}")
+
+    def _close(
+        self, name: str, label: str, image: int, before: NDArray[Any], after: NDArray[Any], dump: Path | None
+    ) -> float:
+        """The largest relative difference; raises CStepError where it is more than rounding."""
+        if before.shape != after.shape:
+            sizes = f"{list(after.shape)} after the pass and {list(before.shape)} before it"
+            raise CStepError(f"{name}: {self._place(label)}: its currents are {sizes}")
+        error = np.abs(before - after) / (1 + np.abs(before))
+        if not (error <= TOLERANCE).all():
+            raise self._difference(name, label, image, before, np.where(error <= TOLERANCE, before, after), dump)
+        return float(error.max(initial=0))
+
+    def _gone(self, name: str, label: str) -> None:
+        """A neuron may go only where nothing that reaches the output came from it."""
+        if label in self._live:
+            raise CStepError(f"{name}: {self._place(label)}: its currents are gone")
+
+    def _place(self, label: str) -> str:
+        source = self._sources.get(label, "")
+        return f"{label} ({source})" if source else label
 
     def _difference(
         self, name: str, label: str, image: int, before: NDArray[Any], after: NDArray[Any], dump: Path | None
@@ -162,11 +194,9 @@ class Checker:
         """The pass, the op, its line, the first differing element and both values."""
         first = tuple(int(i) for i in np.argwhere(before != after)[0])
         count = int((before != after).sum())
-        source = self._sources.get(label, "")
-        where = f"{label} ({source})" if source else label
         dumps = f"; see {dump.name} and the dump before it" if dump else ""
         return CStepError(
-            f"{name}: {where}: image {image}, element {list(first)} is {after[first]} after the pass and "
+            f"{name}: {self._place(label)}: image {image}, element {list(first)} is {after[first]} after the pass and "
             f"{before[first]} before it ({count} of {before.size} differ){dumps}"
         )
 
@@ -176,6 +206,17 @@ NOWHERE = Provenance(model="", checkpoint="", calibration="", pipeline="", sched
 
 def _is_program(network: Network) -> bool:
     return any(isinstance(op, InstructionOp) for op in network.operations())
+
+
+def _live_neurons(network: Network) -> set[str]:
+    """Labels of the neurons from which the output comes."""
+    if _is_program(network):
+        return set(neuron_labels(network).values())
+    live: set[Operation] = set()
+    for op in reversed(list(network.operations())):
+        if isinstance(op, spike.Output) or op in live:
+            live |= {operand.owner for operand in op.operands if isinstance(operand.owner, Operation)}
+    return {op.label for op in network.operations() if op in live and isinstance(op, spike.Lif | spike.IntegerLif)}
 
 
 def _is_placed(network: Network) -> bool:

@@ -140,6 +140,8 @@ def parse(text: str, where: str = "dump") -> ModuleOp:
         else:
             message = _first_line(error)
         raise CStepError(f"{where}: {line}{message}") from None
+    if len(module.body.blocks) != 1:
+        raise CStepError(f"{where}: a dump is a list of ops, one after the other")
     stray = next((op for op in module.body.block.ops if not isinstance(op, HouseOperation)), None)
     if stray is not None:
         raise CStepError(f"{where}: {_name(stray)}: only ops of the dialects spike and cstep stand in a dump")

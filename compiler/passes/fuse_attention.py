@@ -62,7 +62,7 @@ def _fuse(last: spike.Matmul) -> None:
     k = merged(first.operands[1], keys, transposed=True)
     v = merged(last.operands[1], keys, transposed=False)
     result = shaped(q.type).with_element(last.result_type.element)
-    hint = f"{_parent(last.label)}attention"
+    hint = f"{_parent(first.label)}attention"
     fused = emit(spike.Attention.make(q, k, v, result=result, source=first.source, hint=hint, heads=heads, scale=scale))
     view = _heads_view((tokens, heads * width), heads, transposed=False)
     last.results[0].replace_all_uses_with(view.emit(fused, emit, last.source, last.label))

@@ -1,4 +1,4 @@
-"""Options and markers of the whole test suite."""
+"""Options of the whole test suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,3 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write what the passes give into tests/passes")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "all: the long version")

@@ -25,6 +25,9 @@ from compiler.ir.network import Network, parse
 from compiler.ir.spelling import HouseOperation
 
 MARK = "// becomes\n"
+REALS = {"weight": ("float32", -1.0, 1.0), "bias": ("float32", -1.0, 1.0)}
+NORMS = {"weight": ("float32", 0.5, 1.5), "mean": ("float32", -0.5, 0.5), "variance": ("float32", 0.5, 2.0)}
+INTEGERS = {"weight": ("int8", -127, 128), "bias": ("int32", -200, 200), "threshold": ("int32", 1, 300)}
 COMMAND = re.compile(r'// cstep opt --passes "(.*)"')
 WEIGHT = re.compile(r"// @(\S+): (\w+) \[([\d, ]+)\]")
 
@@ -90,26 +93,9 @@ def made_up_weights(module: ModuleOp, text: str) -> dict[str, NDArray[Any]]:
 
 def _implied(op: HouseOperation) -> dict[str, tuple[tuple[int, ...], str, float, float]]:
     """Shape, type and range of the weights that an op names."""
-    if not isinstance(op, spike.SpikeOperation) or not op.results:
-        return {}
-    channels = op.result_type.sizes[-1:]
-    real = op.result_type.element.is_real
-    bias = (channels, "float32", -1.0, 1.0) if real else (channels, "int32", -200, 200)
-    weight = ("float32", -1.0, 1.0) if real else ("int8", -127, 128)
-    if isinstance(op, spike.Conv):
-        inputs, kernel = op.operand_type().sizes[-1] // op.get("groups"), op.get("kernel")
-        return {"weight": ((*channels, inputs, kernel, kernel), *weight), "bias": bias}
-    if isinstance(op, spike.Linear):
-        return {"weight": ((*channels, op.operand_type().sizes[-1]), *weight), "bias": bias}
-    if isinstance(op, spike.BatchNorm):
-        size = (op.operand_type().sizes[op.get("axis")],)
-        ranges = {"weight": (0.5, 1.5), "bias": (0.0, 1.0), "mean": (-0.5, 0.5), "variance": (0.5, 2.0)}
-        return {key: (size, "float32", *bounds) for key, bounds in ranges.items()}
-    if isinstance(op, spike.Align):
-        return {"bias": (channels, "int32", -200, 200)}
-    if isinstance(op, spike.IntegerLif):
-        return {"threshold": (channels, "int32", 1, 300)}
-    return {}
+    real = not op.results or not isinstance(op, spike.SpikeOperation) or op.result_type.element.is_real
+    ranges = {**REALS, **NORMS} if isinstance(op, spike.BatchNorm) else REALS if real else INTEGERS
+    return {key: (shape, *ranges[key]) for key, shape in op.weight_shapes().items()}
 
 
 def made_up_inputs(network: Network, count: int) -> NDArray[np.float32]:

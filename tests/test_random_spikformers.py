@@ -122,7 +122,7 @@ def test_no_integer_differs(shape: Shape, target: Target) -> None:
     same_in_both_schedules(shape, target)
 
 
-@pytest.mark.all
+@pytest.mark.slow
 def test_no_integer_differs_in_two_hundred_networks(capsys: pytest.CaptureFixture[str]) -> None:
     networks, compared = 0, 0
 

@@ -1,0 +1,46 @@
+"""Every example runs, as a reader would run it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+ARGUMENTS = {
+    "accuracy.py": ["--limit", "40"],
+    "benchmark.py": ["--name", "spikformer-1-64", "--rounds", "2"],
+    "inspect_passes.py": [],
+    "quickstart.py": [],
+    "train.py": ["--epochs", "1"],
+}
+"""Smaller than by default where an example takes minutes."""
+
+SAYS = {
+    "accuracy.py": "differ between integer model and program: 0",
+    "benchmark.py": "spikformer-1-64",
+    "inspect_passes.py": "spike.integer_lif",
+    "quickstart.py": "top-1 99.",
+    "train.py": "M parameters",
+}
+
+
+def test_every_example_is_here() -> None:
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_example(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / name), *ARGUMENTS[name]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert SAYS[name] in done.stdout, done.stdout

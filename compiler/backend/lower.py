@@ -9,6 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Emitter
+from compiler.backend.group import plan_stages
 from compiler.backend.lower_attention import lower_attention
 from compiler.backend.lower_rest import lower_add, lower_head, lower_pool
 from compiler.backend.lower_weighted import lower_weighted
@@ -20,7 +21,6 @@ from compiler.backend.stages import (
     PoolStage,
     Stage,
     WeightedStage,
-    plan_stages,
 )
 from compiler.ir.cstep import OPS, InputOp, OutputOp
 from compiler.ir.network import Network
@@ -67,6 +67,7 @@ class Lowering:
         self._state: dict[str, SSAValue] = {}
         self.longest = min(machine.window, plan.timesteps) if spills else plan.timesteps
         """Timesteps of the longest call; tilings are chosen for it and hold for all calls."""
+        self.calls = -(-plan.timesteps // machine.window) if spills else 1
 
     def dram_of(self, value: SSAValue) -> SSAValue:
         """The DRAM buffer of a train."""

@@ -6,31 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from compiler.ir import spike
+from compiler.ir.fixed_point import (
+    FRACTIONS,
+    ORACLE_LIMIT,
+    WEIGHT_LIMIT,
+    Integer,
+    Real,
+    by_channel,
+    decay,
+    product_bounds,
+    shifted,
+    weight_scales,
+)
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import Element, Shaped, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
 
-Real = NDArray[np.float64]
-Integer = NDArray[np.int64]
-
-WEIGHT_LIMIT = 127
-ORACLE_LIMIT = 1 << 24
-"""Currents stay below this, so that float32 carries them exactly (the ONNX oracle)."""
 LOGIT_LIMIT = 1 << 31
-THRESHOLD_LIMIT = 1 << 13
-"""Thresholds stay below this: the int16 membrane then reaches down to -4 thresholds before it clamps."""
-DIVISOR = 15
-"""Decay by other than a power of two is a multiplication by round(2^15 / tau) and a shift by 15."""
-COARSE_SHARE = 0.1
-FRACTIONS = range(8, -9, -1)
-"""Fraction bits f that a layer's membrane may have; below 0, its unit is coarser than the accumulator's."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +160,9 @@ def _weighted(q: _Quantiser, op: spike.SpikeOperation) -> None:
     x, weight, bias = q.of(op), q.weight(op, "weight"), q.weight(op, "bias")
     assert weight is not None
     threshold = neuron.get("threshold")
-    scale, shift = _weight_scales(weight, q.options.weights, threshold / x.scale, x.bounds, bias)
-    integers = np.rint(weight / _by_channel(scale, weight)).astype(np.int64)
-    low, high = _product_bounds(integers, x.bounds)
+    scale, shift = weight_scales(weight, q.options.weights, threshold / x.scale, x.bounds, bias)
+    integers = np.rint(weight / by_channel(scale, weight)).astype(np.int64)
+    low, high = product_bounds(integers, x.bounds)
     _check_accumulator(op, low, high, q.options.accumulator_bits)
     unit = scale * x.scale / 2.0**shift
     biases = np.rint((np.zeros(len(unit)) if bias is None else bias) / unit).astype(np.int64)
@@ -198,7 +196,7 @@ def _fire(
 ) -> None:
     """Align the accumulators with the membrane, and put the current where the neuron will look for it."""
     offset = np.int64(0) if biases is None else biases
-    low, high = _shifted(bounds[0], shift) + offset, _shifted(bounds[1], shift) + offset
+    low, high = shifted(bounds[0], shift) + offset, shifted(bounds[1], shift) + offset
     most = int(max(-low.min(), high.max()))
     if most >= ORACLE_LIMIT:
         raise _refuse(op, f"currents could reach {most}; they must stay below 2^24 = {ORACLE_LIMIT}")
@@ -235,55 +233,13 @@ def _fire(
 
 
 def _decay(neuron: spike.Lif) -> tuple[int, int]:
-    """1 / tau as multiplier / 2^divisor: exact for powers of two."""
+    """The fields of `spike.integer_lif` for a neuron's time constant."""
     tau = neuron.get("tau")
     if neuron.get("charge") == "if":
         return 1, 0
     if tau < 1:
         raise _refuse(neuron, f"tau={tau}; it must be at least 1")
-    power = int(tau).bit_length() - 1
-    if tau == 1 << power:
-        return 1, power
-    return round((1 << DIVISOR) / tau), DIVISOR
-
-
-def _shifted(x: Integer, shift: int) -> Integer:
-    """x << shift, or x >> -shift rounded half up."""
-    return x << shift if shift >= 0 else (x + (1 << -shift >> 1)) >> -shift
-
-
-def _weight_scales(
-    weight: Real, mode: str, threshold: float, inputs: tuple[int, int], bias: Real | None
-) -> tuple[Real, int]:
-    """Per channel max|w| / 127 (or one for all), and the layer's fraction bits.
-
-    `threshold` is in units of the input's scale. See `Quantise` for the rule.
-    """
-    rows = weight.reshape(len(weight), -1)
-    magnitude = np.abs(rows).max(axis=1)
-    if mode == "per-tensor":
-        magnitude = np.full_like(magnitude, magnitude.max())
-    most = np.abs(rows).sum(axis=1) * max(abs(bound) for bound in inputs) + (0 if bias is None else np.abs(bias))
-    scale = magnitude / WEIGHT_LIMIT
-    coarse, shift = scale, 0
-    for shift in FRACTIONS:
-        least = threshold * 2.0**shift / (THRESHOLD_LIMIT - 1)
-        coarse = np.maximum(scale, least)
-        if np.mean(scale < least) <= COARSE_SHARE and (most / coarse * 2.0**shift).max() < ORACLE_LIMIT // 2:
-            break
-    return coarse, shift
-
-
-def _by_channel(scale: Real, weight: Real) -> Real:
-    return scale.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _product_bounds(weight: Integer, inputs: tuple[int, int]) -> tuple[Integer, Integer]:
-    """Least and greatest sum per channel, over every order of accumulation."""
-    rows = weight.reshape(len(weight), -1)
-    positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
-    low, high = inputs
-    return positive * min(low, 0) + negative * high, positive * high + negative * min(low, 0)
+    return decay(tau)
 
 
 def _check_accumulator(op: spike.SpikeOperation, low: Integer, high: Integer, bits: int) -> None:
@@ -324,7 +280,7 @@ def _head(q: _Quantiser, op: spike.SpikeOperation) -> None:
     assert weight is not None
     scale = float(np.abs(weight).max()) / WEIGHT_LIMIT or 1.0
     integers = np.rint(weight / scale).astype(np.int64)
-    low, high = _product_bounds(integers, x.bounds)
+    low, high = product_bounds(integers, x.bounds)
     unit = scale * x.scale
     biases = np.rint((np.zeros(len(weight)) if bias is None else bias) / unit).astype(np.int64)
     low, high = low + biases, high + biases

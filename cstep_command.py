@@ -89,7 +89,7 @@ def compile_command(
         dataset = calibration_images(calibration, opened, input_shape, mean, std)
         images = dataset.images
     if checkpoint is None:
-        note(f"{model}: no --checkpoint, the weights are what the factory made them (random for a zoo name)")
+        note(f"{model}: no --checkpoint: {opened.checkpoint}")
     with progress_bar("compile", 1 + len((passes or DEFAULT_PASSES).split(","))) as step:
         compiled = cstep.compile_checked(
             opened.module,
@@ -298,8 +298,8 @@ def calibration_images(
     from runtime.dataset import load_dataset
 
     shape = numbers(input_shape, "--input-shape", int) if input_shape else model.input
-    if shape is not None and len(shape) != 3:
-        raise CStepError(f"--input-shape {input_shape}: it must be three numbers, channels, height, width")
+    if shape is not None and (len(shape) not in (3, 4) or min(shape) < 1):
+        raise CStepError(f"--input-shape {input_shape}: it must be channels, height, width (of events, T before them)")
     means = numbers(mean, "--mean", float) if mean else model.mean
     stds = numbers(std, "--std", float) if std else model.std
     if stds is not None and min(stds) <= 0:

@@ -1,12 +1,13 @@
 """Labelled images from a file, a folder, or scikit-learn's digits, as the program takes them.
 
     cifar10-test.parquet   Hugging Face hub layout: `img` or `image` {bytes, path}, `label`
-    inputs.npz             x [B, C, H, W] or [B, H, W], and y [B] where there are labels
+    inputs.npz             x [B, C, H, W] or [B, H, W], and y [B] where there are labels; events x [B, T, C, H, W]
     photos/                one folder per class, labels in the order of the folders' names
     digits, digits:train   1,797 handwritten digits, 8x8, enlarged to the program's image; a fifth is held out as `test`
 
 Pixels stay bytes until a batch of them is asked for; a batch is scaled to 0..1, then normalised per channel. Floating
-point images of an .npz are taken as they are: they are already what the model was trained on.
+point images of an .npz are taken as they are: they are already what the model was trained on. Events are counts, and
+are not scaled either.
 """
 
 import hashlib
@@ -23,18 +24,19 @@ from numpy.typing import NDArray
 
 from isa.errors import CStepError
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, ...]  # channels, height, width of an image; timesteps before them of events
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 GREY_MODES = ("1", "L", "LA")  # Pillow's names
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+EVENT_RANK = 4
 DIGITS_WHITE = 16
 DIGITS_SIDE = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images [B, C, H, W] with labels [B], int64, or None where the source has none."""
+    """Images [B, C, H, W], or events [B, T, C, H, W], with labels [B], int64, or None where the source has none."""
 
     name: str
     pixels: NDArray[Any]  # uint8, or float32 taken as it is
@@ -48,9 +50,8 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """Channels, height, width of one image."""
-        _, channels, height, width = self.pixels.shape
-        return channels, height, width
+        """Channels, height, width of one image; timesteps before them of events."""
+        return self.pixels.shape[1:]
 
     @property
     def images(self) -> NDArray[np.float32]:
@@ -99,7 +100,7 @@ def load_dataset(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Dataset:
-    """Read `source` (see the top of this file) for a program that takes images of `shape`.
+    """Read `source` (see the top of this file) for a program that takes images, or events, of `shape`.
 
     `split` chooses between the parts of `digits`, or the folder of that name where the source has one; a file is one
     split already. Without `shape` the first image decides. Without `mean` and `std` pixels are only scaled to 0..1.
@@ -108,11 +109,13 @@ def load_dataset(
     """
     word, _, part = source.partition(":")
     path = Path(source)
+    if shape is not None and len(shape) == EVENT_RANK and path.suffix != ".npz":
+        raise CStepError(f"{source}: no events; the program takes {by(shape)}, from an .npz with x [B, T, C, H, W]")
     if word == "digits":
         name, (pixels, labels, white) = f"digits:{part or split}", read_digits(part or split, shape)
     else:
         name, (pixels, labels, white) = path.name, reader(path)(split, shape)
-    channels = pixels.shape[1]
+    channels = pixels.shape[-3]
     means = (0.0,) * channels if mean is None else tuple(mean)
     stds = (1.0,) * channels if std is None else tuple(std)
     if white is not None and not len(means) == len(stds) == channels:
@@ -216,7 +219,7 @@ def decode(where: str, content: bytes, shape: Shape | None, takes: str) -> NDArr
 
 
 def read_npz(path: Path, shape: Shape | None) -> Content:
-    """Arrays x and y. uint8 images are scaled and normalised like any other, floating point ones are not."""
+    """Arrays x and y. uint8 images are scaled and normalised like any other; floating point and events are not."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {key: file[key] for key in file.files if key in ("x", "y")}
@@ -230,14 +233,20 @@ def read_npz(path: Path, shape: Shape | None) -> Content:
         raise CStepError(f"{path}: x is {x.dtype}; expected uint8 pixels or floating point images")
     images = x[:, None] if x.ndim == 3 else x
     takes = by(shape) if shape else "CxHxW"
-    if images.ndim != 4 or images.size == 0 or (shape is not None and images.shape[1:] != shape):
+    rank = len(shape) if shape else images.ndim - 1
+    if (
+        images.ndim != rank + 1
+        or images.ndim not in (4, 5)
+        or images.size == 0
+        or shape not in (None, images.shape[1:])
+    ):
         raise CStepError(f"{path}: x is {by(x.shape)}; the program takes B x {takes}")
     labels = as_labels(path, arrays["y"], len(images)) if "y" in arrays else None
-    if images.dtype == np.uint8:
+    if images.dtype == np.uint8 and rank < EVENT_RANK:
         return images, labels, 255
     with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and is refused as such
         images = images.astype(np.float32)
-    broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+    broken = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
     if broken.size:
         raise CStepError(f"{path}: row {broken[0]}: x is not finite there (NaN or infinite in {broken.size} images)")
     return images, labels, None

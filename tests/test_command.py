@@ -28,6 +28,18 @@ def build():
     torch.manual_seed(0)
     return Spikformer(img_size_h=16, img_size_w=16, in_channels=1, embed_dims=16, num_heads=2, depths=1, T=2)
 
+class Events(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.lif = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), LIF()
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        batch, steps = x.shape[:2]
+        x = self.norm(self.conv(x.transpose(0, 1).flatten(0, 1)))
+        x = self.lif(x.reshape(steps, batch, *x.shape[1:]))
+        return self.head(x.flatten(3).transpose(-1, -2).mean(2).mean(0))
+
 class Odd(nn.Module):
     def __init__(self, between):
         super().__init__()
@@ -102,7 +114,8 @@ def says(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*arguments: object) -> str:
         code = cstep.main([str(each) for each in arguments])
         out, err = capsys.readouterr()
-        assert (code, err) == (0, "")
+        assert code == 0, err
+        assert all(line.startswith("cstep: note: ") for line in err.splitlines())
         return out
 
     return run
@@ -164,6 +177,19 @@ def test_a_module_names_a_model_and_the_data_its_shape(
     assert "8 inputs of images.npz" in says("run", tmp_path / "net.cstep", tmp_path / "images.npz")
     header = cstep.load(tmp_path / "net.cstep").header
     assert (header.machine.name, header.provenance.schedule) == ("c-step-64", "windows")
+
+
+def test_events_come_from_an_npz(here: Path, says: Says, refuses: Says, tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(1.0, (9, 3, 2, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "events.npz", x=counts, y=np.arange(9))
+    arguments = ("--calibration", tmp_path / "events.npz", "-o", tmp_path / "events.cstep")
+    assert "emulator == integer model" in says("compile", f"{here}/model.py:Events", *arguments)
+    says("run", tmp_path / "events.cstep", tmp_path / "events.npz")
+    program = cstep.load(tmp_path / "events.cstep")
+    assert (program.header.input.kind, program.header.input.steps) == ("events", 3)
+    assert "takes 3x2x8x8, from an .npz" in refuses("run", tmp_path / "events.cstep", "digits")
+    np.savez(tmp_path / "short.npz", x=counts[:, :2])
+    assert "takes B x 3x2x8x8" in refuses("run", tmp_path / "events.cstep", tmp_path / "short.npz")
 
 
 def test_run_prints_the_four_counts_side_by_side(here: Path, says: Says) -> None:

@@ -230,3 +230,17 @@ def test_an_unreadable_photo_is_named(tmp_path: Path) -> None:
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "1.jpg").write_text("no photo")
     assert refused(tmp_path).startswith("SOURCE/ant/1.jpg: unreadable image (")
+
+
+def test_events_are_counts(tmp_path: Path) -> None:
+    counts = np.arange(2 * 3 * 2 * 4 * 6, dtype=np.uint8).reshape(2, 3, 2, 4, 6)
+    np.savez(tmp_path / "events.npz", x=counts, y=np.array([1, 0]))
+    for shape in (None, (3, 2, 4, 6)):
+        dataset = load_dataset(str(tmp_path / "events.npz"), shape=shape, mean=(0.5, 0.5), std=(2, 2))
+        assert np.array_equal(dataset.images, counts.astype(np.float32))
+        assert dataset.shape == (3, 2, 4, 6)
+        assert dataset.take(1).shape == (3, 2, 4, 6)
+    with pytest.raises(CStepError, match="the program takes B x 2x4x6"):
+        load_dataset(str(tmp_path / "events.npz"), shape=(2, 4, 6))
+    with pytest.raises(CStepError, match="digits: no events; the program takes 3x2x4x6"):
+        load_dataset("digits", shape=(3, 2, 4, 6))

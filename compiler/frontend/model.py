@@ -39,7 +39,7 @@ class Model:
     """Per channel, of pixels scaled to 0..1; None where nothing is known."""
     std: tuple[float, ...] | None
     checkpoint: str
-    """The checkpoint's name and digest, or "random weights"."""
+    """The checkpoint's name and digest; without one, where the weights come from."""
 
 
 def open_model(spec: str, checkpoint: Path | None) -> Model:
@@ -49,9 +49,12 @@ def open_model(spec: str, checkpoint: Path | None) -> Model:
     checkpoint that does not fit.
     """
     loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
-    origin = f"{checkpoint.name} sha256:{_digest(checkpoint)}" if checkpoint is not None else "random weights"
     where = str(checkpoint)
     place, colon, factory = spec.rpartition(":")
+    if checkpoint is not None:
+        origin = f"{checkpoint.name} sha256:{_digest(checkpoint)}"
+    else:
+        origin = "none, weights as the factory made them" if colon else "none, random weights"
     if not colon and (spec.endswith(".py") or Path(spec).exists()):
         raise CStepError(f"{spec}: name the factory too, {spec}:FACTORY, a function that returns the model")
     if colon:

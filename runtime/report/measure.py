@@ -17,8 +17,9 @@ def inputs_for(program: Program, source: str, limit: int | None) -> Dataset:
     Raises CStepError for what does not fit the program, labels too.
     """
     wanted = program.header.input
+    shape = (wanted.steps, *wanted.shape) if wanted.kind == "events" else wanted.shape
     with progress_bar("read", None):
-        dataset = load_dataset(source, split="test", shape=wanted.shape, mean=wanted.mean, std=wanted.std)
+        dataset = load_dataset(source, split="test", shape=shape, mean=wanted.mean, std=wanted.std)
     classes = program.header.output.classes
     if dataset.labels is not None and dataset.labels.max() >= classes:
         raise CStepError(f"{source}: has label {dataset.labels.max()}; the program knows classes 0..{classes - 1}")

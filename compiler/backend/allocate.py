@@ -11,15 +11,13 @@ import networkx as nx
 from xdsl.dialects.builtin import IntAttr
 from xdsl.ir import SSAValue
 
-from compiler.ir.cstep import BufferOp, ConstantOp, InputOp, InstructionOp, OutputOp
+from compiler.backend.tile import aligned
+from compiler.ir.cstep import BufferOp, ConstantOp, InputOp, InstructionOp, LayerOp, OutputOp
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
 from isa.machine import Machine
 from isa.word import Region
-
-ALIGNMENT = 64
-"""Addresses are multiples of this: a DRAM burst, a cache line of the emulator."""
 
 
 @dataclass(frozen=True)
@@ -105,29 +103,25 @@ def _lives(network: Network) -> dict[SSAValue, tuple[int, int]]:
 
 
 def _arenas(network: Network, lives: dict[SSAValue, tuple[int, int]]) -> list[Arena]:
-    """Groups of buffers with how many slots they need, and from when to when."""
-    arenas: list[Arena] = []
-    latest: dict[tuple[Region, str], Arena] = {}
+    """Groups of buffers with how many slots they need, and from when to when.
+
+    A layer that comes back in a later window has new arenas there, not some that live in between.
+    """
+    arenas: dict[tuple[Region, str, int], Arena] = {}
+    mark = 0
     for op in network.operations():
+        mark += isinstance(op, LayerOp)
         if not isinstance(op, BufferOp) or op.results[0] not in lives:
             continue
-        key = Region[op.get("region").upper()], op.get("group")
+        region, group = Region[op.get("region").upper()], op.get("group")
         first, last = lives[op.results[0]]
-        # A group that comes back in a later window is a new arena there, not one that lives in between.
-        if key not in latest or first > latest[key].last + GAP:
-            latest[key] = Arena(*key, first=first, last=last)
-            arenas.append(latest[key])
-        arena = latest[key]
+        arena = arenas.setdefault((region, group, mark), Arena(region, group, first=first, last=last))
         arena.buffers.append(op)
         arena.first, arena.last = min(arena.first, first), max(arena.last, last)
-        arena.slot_bytes = max(arena.slot_bytes, _aligned(op.get("bytes")))
-    for arena in arenas:
+        arena.slot_bytes = max(arena.slot_bytes, aligned(op.get("bytes")))
+    for arena in arenas.values():
         arena.slots = _most_live(lives[op.results[0]] for op in arena.buffers)
-    return arenas
-
-
-GAP = 64
-"""Instructions between two uses of a group after which it counts as another arena."""
+    return list(arenas.values())
 
 
 def _most_live(lives: Iterable[tuple[int, int]]) -> int:
@@ -143,10 +137,6 @@ def _most_live(lives: Iterable[tuple[int, int]]) -> int:
     return most
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
 def _place_constants(network: Network) -> int:
     """The memory image: constants one after the other. Returns its size."""
     address = 0
@@ -155,7 +145,7 @@ def _place_constants(network: Network) -> int:
             name = op.symbol("content")
             assert name is not None
             op.properties["at"] = IntAttr(address)
-            address += _aligned(network.weights[name].size)
+            address += aligned(network.weights[name].size)
     return address
 
 

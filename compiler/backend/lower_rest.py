@@ -9,7 +9,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.stages import AddStage, HeadStage, PoolStage, TrainInfo
-from compiler.backend.tile import MAX_COLUMNS, halo_rows, largest
+from compiler.backend.tile import MAX_COLUMNS, aligned, choose_pool, halo_rows, largest
 from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, SPIKES_PER_WORD, Add, Classify, Load, Pool, Store, Sum
 from isa.word import Region, Traffic
 
@@ -28,13 +28,12 @@ def lower_pool(lowering: Lowering, stage: PoolStage, call: Call) -> None:
 
     def size(words: int, rows: int) -> int:
         halo = min(geometry.input_rows, (rows - 1) * geometry.stride + geometry.kernel)
-        pixels = 2 * halo * geometry.input_columns + rows * geometry.columns
-        return window * words * SPIKE_WORD_BYTES * pixels
+        row = window * words * SPIKE_WORD_BYTES
+        return 2 * aligned(row * halo * geometry.input_columns) + aligned(row * rows * geometry.columns)
 
     where = f"{stage.label} ({stage.source})"
     capacity = 2 * lowering.machine.spike_words
-    words_tile = largest(info.words, lambda words: size(words, 1) <= capacity, where)
-    rows_tile = largest(geometry.rows, lambda rows: size(words_tile, rows) <= capacity, where)
+    words_tile, rows_tile = choose_pool(info.words, geometry, lambda words, rows: size(words, rows) <= capacity, where)
     steps: list[Step] = []
     for each in call.windows:
         for first_word in range(0, info.words, words_tile):
@@ -112,10 +111,12 @@ def lower_add(lowering: Lowering, stage: AddStage, call: Call) -> None:
     assert stage.result is not None
     emit, made = lowering.emit, lowering.plan.trains[stage.result]
     operands = [lowering.plan.trains[value] for value in stage.inputs]
-    live = 2 * sum(info.planes for info in operands) + made.planes
+    live = [*operands, *operands, made]
     tile = largest(
         made.pixels,
-        lambda pixels: pixels * made.pixel_bytes * live <= 2 * lowering.machine.spike_words,
+        lambda pixels: (
+            sum(aligned(pixels * made.pixel_bytes * info.planes) for info in live) <= 2 * lowering.machine.spike_words
+        ),
         f"{stage.label} ({stage.source})",
     )
     steps: list[Step] = []
@@ -184,7 +185,7 @@ def lower_head(lowering: Lowering, stage: HeadStage, call: Call, logits: SSAValu
     tile = largest(
         info.pixels,
         lambda pixels: (
-            2 * window * info.planes * pixels * info.pixel_bytes <= 2 * lowering.machine.spike_words
+            2 * aligned(window * info.planes * pixels * info.pixel_bytes) <= 2 * lowering.machine.spike_words
             and pixels <= MAX_COLUMNS
         ),
         f"{stage.label} ({stage.source})",
@@ -236,10 +237,12 @@ def _classify(lowering: Lowering, stage: HeadStage, features: SSAValue, logits: 
     where = f"{stage.label} ({stage.source})"
     class_tile = largest(
         classes,
-        lambda size: 2 * size * 4 <= machine.constant_buffer_bytes and 2 * size <= machine.weight_buffer_bytes,
+        lambda size: (
+            2 * aligned(4 * size) <= machine.constant_buffer_bytes and 2 * aligned(size) <= machine.weight_buffer_bytes
+        ),
         where,
     )
-    input_tile = largest(channels, lambda size: 2 * size * class_tile <= machine.weight_buffer_bytes, where)
+    input_tile = largest(channels, lambda size: 2 * aligned(size * class_tile) <= machine.weight_buffer_bytes, where)
     result = emit.buffer(Region.OUTPUT, classes * ACCUMULATOR_BYTES, f"{stage.label}.logits")
     tiles = emit.constant(f"{stage.label}.tiles", lambda: _head_tiles(stage, input_tile, class_tile))
     biases = emit.constant(f"{stage.label}.constants", lambda: stage.bias.astype("<i4").view(np.uint8))

@@ -45,7 +45,8 @@ class _Weighted:
         stage, plan = self.stage, self.lowering.plan
         assert stage.result is not None
         residual = plan.trains[plan.memory(stage.residual)] if stage.residual is not None else None
-        steps = self.lowering.longest
+        steps, calls = self.lowering.longest, self.lowering.calls
+        still = self.train is None and self.image.kind == "image"  # the same at every timestep
         demand = Demand(
             geometry=stage.geometry,
             inputs=stage.weight.shape[2],
@@ -55,9 +56,11 @@ class _Weighted:
             result_planes=plan.trains[stage.result].planes,
             residual_planes=residual.planes if residual else 0,
             steps=steps,
-            input_steps=1 if self.train is None and self.image.kind == "image" else steps,
+            input_steps=1 if still else steps,
             window=self.lowering.machine.window,
             spill=self.lowering.spills,
+            calls=calls,
+            total_steps=calls if still else plan.timesteps,
         )
         return choose(demand, self.lowering.machine, f"{stage.label} ({stage.source})")
 

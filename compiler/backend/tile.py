@@ -22,6 +22,8 @@ from isa.instructions import (
 )
 from isa.machine import Machine
 
+ALIGNMENT = 64
+"""Buffers begin at multiples of this: a DRAM burst, a cache line of the emulator."""
 MAX_OUTPUTS = 256
 MAX_INPUTS = 4080
 MAX_PIXELS = 1 << 13
@@ -63,11 +65,23 @@ class Demand:
     window: int
     spill: bool
     """Whether membranes are loaded from and stored to DRAM."""
+    calls: int
+    """How often the stage is computed: once, or once a window."""
+    total_steps: int
+    """Timesteps of input that all calls load."""
+
+    def step_bytes(self, inputs: int) -> int:
+        """Bytes that a pixel's `inputs` channels take at one timestep, all planes."""
+        return inputs if self.is_image else words_of(inputs) * SPIKE_WORD_BYTES * self.planes
 
     def pixel_bytes(self, inputs: int) -> int:
-        """Bytes that a pixel's `inputs` channels take in a buffer, all planes and timesteps."""
-        one = inputs if self.is_image else words_of(inputs) * SPIKE_WORD_BYTES * self.planes
-        return one * self.input_steps
+        """Likewise at all timesteps that a buffer holds."""
+        return self.step_bytes(inputs) * self.input_steps
+
+
+def aligned(size: int) -> int:
+    """The bytes that a buffer of `size` takes up."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def halo_rows(geometry: Geometry, start: int, count: int) -> tuple[int, int, int]:
@@ -151,20 +165,21 @@ def _cost(
         return None
     weight = geometry.kernel * geometry.kernel * inputs * outputs
     weight_tiles = output_tiles * input_tiles
-    input_tile = demand.pixel_bytes(inputs) * in_pixels
-    whole = demand.pixel_bytes(demand.inputs) * in_pixels
+    input_tile = aligned(demand.pixel_bytes(inputs) * in_pixels)
     resident = pixel_tiles == 1 or pixels_outermost
     live_steps = demand.steps if all_windows else min(demand.window, demand.steps)
-    live_weights = weight * min(2, weight_tiles)
-    spikes_live = whole * (2 if pixel_tiles > 1 else 1) if resident else input_tile * 2
-    result = words_of(outputs) * SPIKE_WORD_BYTES * out_pixels * demand.steps * demand.result_planes
+    live_weights = aligned(weight) * min(2, weight_tiles)
+    spikes_live = input_tile * (input_tiles * (2 if pixel_tiles > 1 else 1) if resident else 2)
+    result = aligned(words_of(outputs) * SPIKE_WORD_BYTES * out_pixels * demand.steps * demand.result_planes)
     spikes_live += result * (3 if demand.residual_planes else 1)
-    output_live = out_pixels * outputs * (live_steps * ACCUMULATOR_BYTES + MEMBRANE_BYTES * (2 if demand.spill else 1))
+    neurons = out_pixels * outputs
+    output_live = aligned(neurons * live_steps * ACCUMULATOR_BYTES)
+    output_live += aligned(neurons * MEMBRANE_BYTES) * (2 if demand.spill else 1)
     fits = (
         live_weights <= machine.weight_buffer_bytes
         and spikes_live <= 2 * machine.spike_words
         and output_live <= machine.output_buffer_bytes
-        and 2 * outputs * CONSTANT_BYTES <= machine.constant_buffer_bytes
+        and 2 * aligned(outputs * CONSTANT_BYTES) <= machine.constant_buffer_bytes
         and out_pixels <= MAX_PIXELS
         and (geometry.columns <= MAX_COLUMNS or (is_row_of_tokens(geometry) and pixels <= MAX_COLUMNS))
         and (is_row_of_tokens(geometry) or pixels <= MAX_ROWS)
@@ -175,28 +190,45 @@ def _cost(
     input_loads = 1 if resident else output_tiles
     total_weight = geometry.kernel * geometry.kernel * demand.inputs * demand.outputs
     constants = demand.outputs * CONSTANT_BYTES * (pixel_tiles if pixels_outermost else 1)
-    total_input = _all_input_bytes(demand, pixels)
+    total_input = _input_bytes(demand, pixels) * demand.total_steps
     return Tiling(
         outputs,
         inputs,
         pixels,
         pixels_outermost,
         all_windows,
-        total_weight * weight_loads + total_input * input_loads + constants,
+        (total_weight * weight_loads + constants) * demand.calls + total_input * input_loads,
         output_tiles * input_tiles * pixel_tiles,
     )
 
 
-def _all_input_bytes(demand: Demand, pixels: int) -> int:
-    """Input bytes of all pixel tiles, halos included."""
+def _input_bytes(demand: Demand, pixels: int) -> int:
+    """Input bytes of all pixel tiles at one timestep, halos included."""
     geometry = demand.geometry
-    per_pixel = demand.pixel_bytes(demand.inputs)
+    per_pixel = demand.step_bytes(demand.inputs)
     if is_row_of_tokens(geometry):
         return geometry.columns * per_pixel
-    rows = sum(
-        halo_rows(geometry, start, min(pixels, geometry.rows - start))[1] for start in range(0, geometry.rows, pixels)
+    return _rows_with_halos(geometry, pixels) * geometry.input_columns * per_pixel
+
+
+def _rows_with_halos(geometry: Geometry, rows: int) -> int:
+    """Input rows that all tiles of `rows` output rows load."""
+    return sum(
+        halo_rows(geometry, start, min(rows, geometry.rows - start))[1] for start in range(0, geometry.rows, rows)
     )
-    return rows * geometry.input_columns * per_pixel
+
+
+def choose_pool(words: int, geometry: Geometry, fits: Callable[[int, int], bool], where: str) -> tuple[int, int]:
+    """Spike words and rows of a tile: the fewest rows loaded twice, then the fewest tiles."""
+    candidates = [
+        (_rows_with_halos(geometry, rows), -(-words // some) * -(-geometry.rows // rows), some, rows)
+        for some in _splits(words)
+        for rows in _splits(geometry.rows)
+        if fits(some, rows)
+    ]
+    if not candidates:
+        raise CStepError(f"{where}: not even its smallest tile fits the machine's buffers")
+    return min(candidates)[2:]
 
 
 @dataclass(frozen=True)
@@ -210,24 +242,29 @@ class AttentionTiling:
 def choose_attention(
     stage: AttentionStage, window: int, result_planes: int, steps: int, spill: bool, machine: Machine
 ) -> AttentionTiling:
-    """As many heads, then as many queries, as fit; a tile of heads ends at a spike word."""
+    """The fewest tiles of queries, as each loads all keys and values again; a tile of heads ends at a spike word."""
     width = stage.channels // stage.heads
+    best: tuple[int, int, AttentionTiling] | None = None
     for heads in range(stage.heads, 0, -1):
         channels = heads * width
         if stage.heads % heads or (heads != stage.heads and channels % SPIKES_PER_WORD) or channels > MAX_OUTPUTS:
             continue
         row = words_of(channels) * SPIKE_WORD_BYTES
         for queries in _splits(stage.tokens, 2 * machine.pairs):
-            spikes = window * row * (2 * queries + 4 * stage.keys)
-            spikes += steps * row * queries * result_planes * (3 if stage.residual is not None else 1)
-            output = queries * channels * (window * ACCUMULATOR_BYTES + MEMBRANE_BYTES * (2 if spill else 1))
+            spikes = 2 * aligned(window * row * queries) + 4 * aligned(window * row * stage.keys)
+            spikes += aligned(steps * row * queries * result_planes) * (3 if stage.residual is not None else 1)
+            output = aligned(queries * channels * window * ACCUMULATOR_BYTES)
+            output += aligned(queries * channels * MEMBRANE_BYTES) * (2 if spill else 1)
             if (
                 spikes <= 2 * machine.spike_words
                 and output <= machine.output_buffer_bytes
-                and 2 * channels * CONSTANT_BYTES <= machine.constant_buffer_bytes
+                and 2 * aligned(channels * CONSTANT_BYTES) <= machine.constant_buffer_bytes
                 and queries <= MAX_COLUMNS
             ):
-                return AttentionTiling(heads, queries)
+                found = (-(-stage.tokens // queries), stage.heads // heads, AttentionTiling(heads, queries))
+                best = found if best is None or found[:2] < best[:2] else best
+    if best is not None:
+        return best[2]
     raise CStepError(
         f"{stage.label} ({stage.source}): attention of {stage.tokens} tokens in {stage.heads} heads of {width} "
         f"channels does not fit the buffers of machine {machine.name}"

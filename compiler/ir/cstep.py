@@ -148,7 +148,7 @@ class InstructionOp(HouseOperation):
 
     def field_value(self, name: str) -> int:
         """A field that is no address, as the instruction holds it."""
-        spec = dict(self.INSTRUCTION.layout)[name]
+        spec = self.INSTRUCTION.specs[name]
         attribute = self.properties.get(name)
         if attribute is None:
             return 0

@@ -70,24 +70,29 @@ class Network:
 
     def verify(self) -> None:
         """Raise CStepError naming the op, its place and what is wrong."""
+        try:
+            self.module.verify()
+        except VerifyException as error:
+            raise CStepError(f"the IR does not verify: {self._first_wrong() or _first_line(error)}") from None
+        for op in self.operations():
+            self._verify_weights(op)
+
+    def _first_wrong(self) -> str | None:
+        """The first op that does not verify by itself, and why."""
         for op in self.operations():
             try:
                 op.verify()
             except VerifyException as error:
                 problem = _first_line(error)
-                named = problem if problem.startswith(f"{op.label}: ") else f"{op.label}: {problem}"
-                raise CStepError(f"the IR does not verify: {named}") from None
-            self._verify_weights(op)
-        try:
-            self.module.verify()
-        except VerifyException as error:
-            raise CStepError(f"the IR does not verify: {_first_line(error)}") from None
+                return problem if problem.startswith(f"{op.label}: ") else f"{op.label}: {problem}"
+        return None
 
     def _verify_weights(self, op: HouseOperation) -> None:
         """Names are in the store, in the shapes that the op implies."""
-        shapes = op.weight_shapes()
-        for key, definition in op.declared().items():
-            name = op.symbol(key) if op.is_symbol(definition) else None
+        keys = op.symbol_keys()
+        shapes = op.weight_shapes() if keys else {}
+        for key in keys:
+            name = op.symbol(key)
             if name is None:
                 continue
             if name not in self.weights:

@@ -15,6 +15,7 @@ other property is key=value, left out where it has its default. An op declares i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FloatData, IntAttr, StringAttr, SymbolRefAttr
@@ -103,6 +104,12 @@ class HouseOperation(IRDLOperation):
     def is_symbol(cls, definition: PropertyDef) -> bool:
         bases = definition.constr.get_bases()
         return bases is not None and SymbolRefAttr in bases
+
+    @classmethod
+    @cache
+    def symbol_keys(cls) -> tuple[str, ...]:
+        """Properties that name a weight."""
+        return tuple(key for key, definition in cls.declared().items() if cls.is_symbol(definition))
 
     def get(self, key: str) -> Any:
         """A key=value property, or its default."""

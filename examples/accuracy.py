@@ -1,10 +1,10 @@
 """Top-1 of the float model, of the integer model, and of the program, on the same images.
 
     python examples/accuracy.py                                     the bundled digits, under a minute
-    python examples/accuracy.py spikformer-2-64 FILE.safetensors cifar10-train.parquet cifar10-test.parquet
+    python examples/accuracy.py spikformer-2-64 FILE.safetensors TRAIN.parquet TEST.parquet
 
-The integer model is the module after `quantise`, executed op by op; the program runs on the emulator. The two must agree
-in every logit, and the script says whether they do.
+The integer model is the module after `quantise`, executed op by op; the program runs on the emulator. The two must
+agree in every logit, and the script says whether they do.
 """
 
 from __future__ import annotations

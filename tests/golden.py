@@ -45,7 +45,7 @@ class Golden:
     def read(cls, path: Path) -> Golden:
         before, _, after = path.read_text().partition(MARK)
         command = COMMAND.match(before)
-        assert command, f"{path.name}: the first line must read // cstep opt --passes \"...\""
+        assert command, f'{path.name}: the first line must read // cstep opt --passes "..."'
         return cls(path, command[1], before, after)
 
     def network(self) -> Network:

@@ -54,7 +54,10 @@ def test_imports_run_downhill(floor: str) -> None:
 
 
 def test_imports_are_absolute() -> None:
-    for path in [*ROOT.glob("*.py"), *(file for floor in (*MAY_IMPORT, "examples", "tests") for file in sources(floor))]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *(file for floor in (*MAY_IMPORT, "examples", "tests") for file in sources(floor)),
+    ]:
         assert all(level == 0 for _, level in imported(path)), path
 
 

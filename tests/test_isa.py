@@ -224,7 +224,7 @@ def test_tokens_order_everything_and_each_is_needed(code: list[Instruction]) -> 
                 if mask >> unit & 1:
                     weaker: list[Instruction] = ordered.copy()
                     weaker[index] = replace(instruction, **{name: mask & ~(1 << unit)})
-                    with pytest.raises(CStepError, match="^code word "):
+                    with pytest.raises(CStepError, match=r"^code word "):
                         check_order(weaker)
 
 

@@ -250,6 +250,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_place_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CStepError, match="No such file or directory"):
         save(PROGRAM, tmp_path / "no" / "demo.cstep")
-    with pytest.raises(CStepError, match="[Dd]irectory"):
+    with pytest.raises(CStepError, match=r"[Dd]irectory"):
         save(PROGRAM, tmp_path)
     assert not os.listdir(tmp_path)

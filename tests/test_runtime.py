@@ -317,7 +317,7 @@ def test_counters_of_a_record_add_up() -> None:
 def test_addresses_outside_a_memory_are_refused() -> None:
     each = next(each for each in small_program().code if isinstance(each, Accumulate))
     program = program_of([replace(each, weights=65536)], load_machine("c-step"))
-    with pytest.raises(CStepError, match="code word 0: accumulate: weights 65536.* leaves WEIGHT"):
+    with pytest.raises(CStepError, match=r"code word 0: accumulate: weights 65536.* leaves WEIGHT"):
         decoded(program)
 
 
@@ -327,7 +327,7 @@ def test_the_reference_family_sees_an_accumulator_too_wide() -> None:
     program = program_of([replace(each, fresh=1)], machine)
     state = random_state(program, 1, 1.0)
     state.weight[:] = 127
-    with pytest.raises(CStepError, match="code word 0: accumulate: accumulators .* do not fit 8 bits"):
+    with pytest.raises(CStepError, match=r"code word 0: accumulate: accumulators .* do not fit 8 bits"):
         reference_walk(decoded(program), state, np.zeros((1, len(RECORD)), np.int64), True)
 
 

@@ -22,6 +22,8 @@ from torch.nn import functional
 
 from compiler.backend.allocate import allocate
 from compiler.backend.lower import lower
+from compiler.backend.stages import AttentionStage, Geometry, Neurons
+from compiler.backend.tile import choose_attention, choose_pool
 from compiler.frontend.importer import import_model
 from compiler.ir import spike
 from compiler.ir.cstep import InstructionOp
@@ -326,3 +328,24 @@ def test_any_number_of_timesteps_fills_windows_or_does_not(timesteps: int) -> No
     """A last window of one timestep, and a network that is shorter than a window."""
     network, images = small(Shape(timesteps=timesteps, image=(1, 12, 8), seed=timesteps))
     compiled(compiled(network, images).integer, images, passes=BACK_END.format("windows"))
+
+
+def attention_tiles(machine: Machine) -> tuple[int, int]:
+    """Tiles of queries and of heads for 280 tokens in 8 heads of 16 channels."""
+    neurons = Neurons("a", np.zeros(128, np.int32), np.ones(128, np.int32), 0, 0, "lif", 1, 1, False)
+    stage = AttentionStage("a", "model.py:1", (), None, 8, 280, 280, 128, neurons, None)
+    tiling = choose_attention(stage, 2, 1, 4, False, machine)
+    return -(-280 // tiling.queries), 8 // tiling.heads
+
+
+def test_room_for_more_heads_is_not_paid_with_keys_loaded_again() -> None:
+    """More heads at once would leave room for fewer queries, and each tile of queries loads all keys and values."""
+    machine = load_machine("c-step").with_changes(spike_buffer_bytes=32768, output_buffer_bytes=12288)
+    few, many = (machine.with_changes(constant_buffer_bytes=size) for size in (475, 8192))
+    assert attention_tiles(few) == attention_tiles(many)
+
+
+def test_room_for_more_channels_is_not_paid_with_rows_loaded_again() -> None:
+    """A pool's tiles of rows overlap; its tiles of channels do not."""
+    geometry = Geometry(14, 14, 28, 28, 3, 2, 1)
+    assert choose_pool(8, geometry, lambda words, rows: words * (2 * rows + 1) <= 30, "pool") == (1, 14)

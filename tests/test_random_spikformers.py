@@ -117,7 +117,7 @@ def same_in_both_schedules(shape: Shape, target: Target) -> tuple[CheckResult, .
 @SHORT
 @given(shapes(), TARGETS)
 @example(Shape(embed_dims=24, num_heads=3, timesteps=5, image=(2, 12, 20), tau=1.5), Target((64, 32, 64, 32)))
-@example(Shape(embed_dims=64, num_heads=8, timesteps=3, image=(3, 20, 28), mlp_ratio=4.0), Target((64, 16, 64, 32)))
+@example(Shape(embed_dims=64, num_heads=8, timesteps=3, image=(3, 12, 28), mlp_ratio=4.0), Target((64, 16, 64, 32)))
 def test_no_integer_differs(shape: Shape, target: Target) -> None:
     same_in_both_schedules(shape, target)
 

@@ -313,9 +313,7 @@ def test_a_program_file_runs_where_there_is_no_compiler(odd: Case, tmp_path: Pat
     save(odd.windows, tmp_path / "odd.cstep")
     np.save(tmp_path / "x.npy", odd.integers)
     files = [str(tmp_path / name) for name in ("odd.cstep", "x.npy", "result.npz")]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, *files], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", ALONE, *files], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     here = run(odd.windows, odd.integers)
     with np.load(files[2]) as there:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,9 +152,8 @@ def compile_checked(
         raise CStepError(f"calibration: shape {given}; it must be the example's, [B, {', '.join(map(str, wanted))}]")
     name, checkpoint, calibrated_on = origin
     network = import_model(model, torch.from_numpy(example))
-    if check is not None:
-        compare_with_eager(model, network, check)
-    return compile_network(
+    equal = compare_with_eager(model, network, check) if check is not None else 0
+    compiled = compile_network(
         network,
         machine=machine,
         calibration=calibration,
@@ -174,6 +173,10 @@ def compile_checked(
         emulate=_emulate,
         progress=progress,
     )
+    if not equal:
+        return compiled
+    imported = replace(compiled.checks[0], compared=equal, note="== eager model, bit for bit (float32)")
+    return replace(compiled, checks=(imported, *compiled.checks[1:]))
 
 
 def _emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:

@@ -61,13 +61,14 @@ def eager_labels(model: nn.Module, inputs: NDArray[np.float32], progress: Callab
     return np.concatenate(labels)
 
 
-def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.float32]) -> None:
-    """Run both on inputs [B, ...], one at a time.
+def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.float32]) -> int:
+    """Run both on inputs [B, ...], one at a time; how many currents and logits were compared.
 
     Raises CStepError naming the first neuron, its source line and the first element where they differ.
     """
     executor = Executor(network)
     neurons = [op for op in network.operations() if isinstance(op, spike.Lif)]
+    compared = 0
     for index, x in enumerate(inputs):
         output, currents = run_eager(model, x)
         imported = executor.run(x)
@@ -80,6 +81,8 @@ def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.fl
             where = f"{neuron.label} ({neuron.source})"
             _require_equal(f"{where}: input {index}: the current", current, imported.currents[neuron.label])
         _require_equal(f"output: input {index}: the logits", output, imported.output)
+        compared += output.size + sum(current.size for current in currents)
+    return compared
 
 
 def _require_equal(what: str, eager: NDArray[Any], imported: NDArray[Any]) -> None:

@@ -75,6 +75,11 @@ class Layout:
         place = {id(f): i for i, f in enumerate(f for group in self.source for f in group)}
         return [place[id(f)] for group in self.result for f in group]
 
+    def places(self, dimension: int) -> list[int]:
+        """The places in the source of the factors of a result dimension."""
+        before = sum(len(group) for group in self.result[:dimension])
+        return self.permutation[before : before + len(self.result[dimension])]
+
     @property
     def keeps_order(self) -> bool:
         """Whether elements stay in row-major order: at most a reshape."""

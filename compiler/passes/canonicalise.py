@@ -44,7 +44,7 @@ class Canonicalise(NetworkPass):
                 if op.parent is None:
                     continue
                 assert isinstance(op, spike.SpikeOperation)
-                changed |= _collapse(op) or _sink(op) or _lift_layout(op) or _begin_time(op)
+                changed |= _collapse(op) or _sink(op) or _reduce_first(op) or _lift_layout(op) or _begin_time(op)
         return network
 
 
@@ -125,6 +125,33 @@ def _sink(op: spike.SpikeOperation) -> bool:
         new.properties["axis"] = IntAttr(axis)
     emit = _emitter(op)
     _replace(op, layout.emit(emit(new), emit, op.source, f"{op.label}.layout"))
+    return True
+
+
+def _reduce_first(op: spike.SpikeOperation) -> bool:
+    """mean(transpose(x)) -> mean(reshape(x)): a mean over what lies side by side needs no transpose."""
+    if not isinstance(op, spike.Mean | spike.Sum):
+        return False
+    source, layout = chain_to(op.operands[0])
+    if source is op.operands[0] or layout.keeps_order:
+        return False
+    places, order = layout.places(op.get("axis")), layout.permutation
+    rest = [place for place in order if place not in places]
+    first, last = min(places, default=0), max(places, default=-1)
+    if len(places) != last - first + 1 or rest != sorted(rest):
+        return False
+    sizes = [factor.size for group in layout.source for factor in group]
+    before, after = ([prod(part)] if prod(part) > 1 else [] for part in (sizes[:first], sizes[last + 1 :]))
+    emit = _emitter(op)
+    kind = shaped(source.type)
+    rows = kind.with_sizes([*before, prod(sizes[first : last + 1]), *after])
+    flat = emit(spike.Reshape.make(source, result=rows, source=op.source, hint=f"{op.label}.rows"))
+    reduced = _remake(op, [flat], op.result_type.with_sizes([*before, *after]))
+    reduced.properties["axis"] = IntAttr(len(before))
+    made = emit(reduced)
+    if reduced.result_type != op.result_type:
+        made = emit(spike.Reshape.make(made, result=op.result_type, source=op.source, hint=f"{op.label}.layout"))
+    _replace(op, made)
     return True
 
 

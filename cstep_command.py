@@ -79,6 +79,7 @@ def compile_command(
     """
     from compiler.frontend.model import open_model
     from compiler.pipeline import DEFAULT_PASSES
+    from isa.files import require_directory_of
     from isa.machine import load_machine
     from runtime.report.console import note, progress_bar, show
 
@@ -184,6 +185,7 @@ def asm(
 
     The text is what `cstep disasm` writes, edited; the program is verified before it is written.
     """
+    from isa.files import read_text
     from isa.text import assemble_program
 
     assemble_program(read_text(listing, "a listing"), cstep.load(program), str(listing)).save(output)
@@ -203,6 +205,7 @@ def opt(
 
     from compiler.ir.network import load_dump
     from compiler.pipeline import run_passes
+    from isa.files import require_directory_of
     from isa.machine import load_machine
 
     if output is not None and output.suffix != ".spike":
@@ -356,15 +359,6 @@ def checks_table(checks: Sequence[CheckResult]) -> Table:
     return table
 
 
-def read_text(path: Path, what: str) -> str:
-    """A text file. Raises CStepError where it cannot be read."""
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise CStepError(f"{path}: cannot be read: {reason}; {what} is wanted") from None
-
-
 def write_text(text: str, path: Path | None) -> None:
     """To a file, whole or not at all, or to the terminal."""
     from isa.files import write_whole
@@ -373,12 +367,6 @@ def write_text(text: str, path: Path | None) -> None:
         sys.stdout.write(text)
     else:
         write_whole(path, text.encode())
-
-
-def require_directory_of(path: Path) -> None:
-    """Refuse before the work what could not be written after it."""
-    if not path.parent.is_dir():
-        raise CStepError(f"{path}: no directory {path.parent}; make it first")
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what is refused before."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ def write_whole(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise CStepError(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file. Raises CStepError where it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise CStepError(f"{path}: cannot be read: {reason}; {what} is wanted") from None
+
+
+def require_directory_of(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    if not path.parent.is_dir():
+        raise CStepError(f"{path}: no directory {path.parent}; make it first")
 
 
 def _umask() -> int:

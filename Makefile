@@ -8,11 +8,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: demo test test-all lint bench docs
 .DELETE_ON_ERROR:
 
-## Compile the bundled checkpoint, check it, run it on the held-out digits; results in out/demo.
+## Compile the bundled checkpoint, check it, run it on the held-out digits; results in out/demo (what was compared
+## after every pass is in checks.txt).
 demo: .venv/installed
 	mkdir -p $(OUT)
 	$(BIN)/cstep compile spikformer-2-96 --checkpoint examples/spikformer-digits.safetensors --calibration digits \
-		--test digits --output $(OUT)/digits.cstep --dump-ir $(OUT)/ir
+		--test digits --output $(OUT)/digits.cstep --dump-ir $(OUT)/ir > $(OUT)/checks.txt
+	@tail -n 2 $(OUT)/checks.txt
 	$(BIN)/cstep disasm $(OUT)/digits.cstep --output $(OUT)/digits.asm
 	$(BIN)/cstep run $(OUT)/digits.cstep digits --report $(OUT)
 

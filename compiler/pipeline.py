@@ -28,6 +28,7 @@ from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fuse_attention import FuseAttention
 from compiler.passes.network_pass import NetworkPass
 from compiler.passes.quantise import Quantise
+from compiler.passes.reassociate_attention import ReassociateAttention
 from isa.errors import CStepError
 from isa.machine import Machine
 from isa.program import Program, Provenance
@@ -38,14 +39,15 @@ PASSES: tuple[type[NetworkPass], ...] = (
     Canonicalise,
     FoldBatchNorm,
     Quantise,
+    ReassociateAttention,
     LowerToCstep,
     Allocate,
     Synchronise,
 )
 
 DEFAULT_PASSES = (
-    "fuse-attention,canonicalise,fold-batch-norm,"
-    "quantise{image-scale=SCALE accumulator-bits=BITS},lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
+    "fuse-attention,canonicalise,fold-batch-norm,quantise{image-scale=SCALE accumulator-bits=BITS},"
+    "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call."""
 
@@ -58,7 +60,7 @@ class Compiled:
     program: Program
     checks: tuple[CheckResult, ...]
     integer: Network
-    """The module after `quantise`: the model that the program computes."""
+    """The last module of the spike dialect: the integer model that the program computes."""
 
 
 def parse_passes(passes: str) -> list[NetworkPass]:
@@ -120,7 +122,7 @@ def compile_network(
         path = after.dump(dump_to, f"{number:02d}-{name}") if dump_to else None
         seconds = time.perf_counter() - started
         results.append(replace(checker.compare(each, after, path), seconds=seconds))
-        integer = after if isinstance(each, Quantise) else integer
+        integer = network if isinstance(each, LowerToCstep) else integer
         network = after
     program = emit(network, machine, provenance.model_copy(update={"pipeline": text}), normalisation)
     verify(program)

@@ -3,8 +3,8 @@
     python examples/accuracy.py                                     the bundled digits, under a minute
     python examples/accuracy.py spikformer-2-64 FILE.safetensors TRAIN.parquet TEST.parquet
 
-The integer model is the module after `quantise`, executed op by op; the program runs on the emulator. The two must
-agree in every logit, and the script says whether they do.
+The integer model is the last module of the spike dialect, executed op by op; the program runs on the emulator. The two
+must agree in every logit, and the script says whether they do.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ def test_any_number_of_timesteps_fills_windows_or_does_not(timesteps: int) -> No
 def attention_tiles(machine: Machine) -> tuple[int, int]:
     """Tiles of queries and of heads for 280 tokens in 8 heads of 16 channels."""
     neurons = Neurons("a", np.zeros(128, np.int32), np.ones(128, np.int32), 0, 0, "lif", 1, 1, False)
-    stage = AttentionStage("a", "model.py:1", (), None, 8, 280, 280, 128, neurons, None)
+    stage = AttentionStage("a", "model.py:1", (), None, 8, 280, 280, 128, False, neurons, None)
     tiling = choose_attention(stage, 2, 1, 4, False, machine)
     return -(-280 // tiling.queries), 8 // tiling.heads
 

@@ -220,7 +220,19 @@ class _Grouper:
         tokens, channels = op.result_type.sizes
         keys = op.operand_type(1).sizes[0]
         heads = op.get("heads")
-        return AttentionStage(op.label, op.source, (q, k, v), result, heads, tokens, keys, channels, neurons, residual)
+        return AttentionStage(
+            op.label,
+            op.source,
+            (q, k, v),
+            result,
+            heads,
+            tokens,
+            keys,
+            channels,
+            op.get("order") == "values",
+            neurons,
+            residual,
+        )
 
     def _add(self, op: spike.Add) -> None:
         if op in self.fused.values():

@@ -108,5 +108,5 @@ def _attend(
         pixel_stride=row,
         query_step_stride=tile.pixels[1] * row,
         key_step_stride=stage.keys * row,
-        values_first=0,
+        values_first=int(stage.values_first),
     )

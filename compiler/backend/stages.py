@@ -125,6 +125,7 @@ class AttentionStage(Stage):
     tokens: int
     keys: int
     channels: int
+    values_first: bool
     neurons: Neurons
     residual: SSAValue | None
 

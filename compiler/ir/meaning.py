@@ -213,9 +213,14 @@ def attention(op: spike.Attention, weights: Weights, q: Tensor, k: Tensor, v: Te
         steps, tokens, channels = x.shape
         return x.reshape(steps, tokens, heads, channels // heads).transpose(1, 2)
 
+    def scaled(product: Tensor) -> Tensor:
+        return product if op.get("scale") == 1.0 else product * op.get("scale")
+
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = split(q) @ split(k).transpose(-1, -2)
-        return ((scores if op.get("scale") == 1.0 else scores * op.get("scale")) @ split(v)).transpose(1, 2)
+        keys = split(k).transpose(-1, -2)
+        if op.get("order") == "values":
+            return (split(q) @ scaled(keys @ split(v))).transpose(1, 2)
+        return (scaled(split(q) @ keys) @ split(v)).transpose(1, 2)
 
     out = _exactly(op, attend, q, k, v) if _is_integer(q) else attend(q, k, v)
     return out.reshape(q.shape)

@@ -396,18 +396,24 @@ class Scale(SpikeOperation):
 
 @irdl_op_definition
 class Attention(SpikeOperation):
-    """Softmax-free attention of NxC in `heads` heads: (q kT) * scale v, C / heads channels each."""
+    """Softmax-free attention of NxC in `heads` heads: (q kT) * scale v, C / heads channels each.
+
+    `order` says which product comes first, scores (q kT) or values (kT v): in integers the result is the same.
+    """
 
     name = "spike.attention"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"scale": 1.0}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"scale": 1.0, "order": "scores"}
     q = operand_def(Train)
     k = operand_def(Train)
     v = operand_def(Train)
     result = result_def(Train)
     heads = prop_def(IntAttr)
     scale = opt_prop_def(FloatData)
+    order = opt_prop_def(StringAttr)
 
     def check(self) -> None:
+        order = self.get("order")
+        _require(order in ("scores", "values"), self, f"order={order}; it must be one of scores, values")
         q, k, v = (self.operand_type(index).sizes for index in range(3))
         _require(len(q) == 2 and q[1] == k[1] == v[1] and k[0] == v[0], self, f"q {q}, k {k}, v {v} do not fit")
         self.expect_positive("heads")

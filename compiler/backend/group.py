@@ -183,6 +183,8 @@ class _Grouper:
         value = op.operands[0]
         while isinstance(value.owner, spike.Repeat):
             value = value.owner.operands[0]
+        if op.symbol("bias"):
+            raise refuse(op, "has a bias of its own; before a neuron it belongs into the align")
         name = op.symbol("weight")
         assert name is not None
         weight = self.network.weights[name].astype(np.int8)

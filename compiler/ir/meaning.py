@@ -80,6 +80,8 @@ def conv(op: spike.Conv, weights: Weights, x: Tensor) -> Tensor:
     else:
         out = functional.conv2d(images, weight, bias, stride, padding, 1, groups)
     out = out.permute(0, 2, 3, 1)
+    if bias is not None and _is_integer(x):
+        out = out + bias
     return out if x.dim() == 4 else out[0]
 
 

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, ClassVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FloatData, IntAttr, StringAttr, SymbolRefAttr
-from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import IRDLOperation
 from xdsl.irdl.operations import OptionalDef, PropertyDef
 from xdsl.parser import Parser
@@ -238,9 +238,3 @@ def _parse_value(parser: Parser, definition: PropertyDef) -> Attribute:
         return StringAttr(parser.parse_identifier())
     items = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
     return ArrayAttr([IntAttr(item) for item in items])
-
-
-def hint_of(value: SSAValue) -> str:
-    """A value's name in errors."""
-    owner = value.owner
-    return value.name_hint or (owner.name if isinstance(owner, Operation) else "value")

@@ -33,7 +33,7 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 def _introduction() -> str:
     return (
         "# Instruction set\n\n"
-        "<!-- written by `python -m isa.manual > docs/isa.md` from isa/instructions.py; a test keeps them equal -->\n\n"
+        "<!-- written by `python -m isa.manual > docs/isa.md` from isa/instructions/; a test keeps them equal -->\n\n"
         "One instruction is one layer x a window of timesteps x an output tile x an input tile, over a tile of pixels\n"
         "or tokens. A program is a list of instructions in program order, ended by one `end`; `isa/verify.py` says\n"
         "what a program must satisfy before anything runs, and `cstep disasm` writes one as text."

@@ -16,10 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from isa import container
 from isa.errors import CStepError
 from isa.files import write_whole
-from isa.instructions import Instruction
 from isa.machine import Machine, load_machine
 from isa.verify import verify
-from isa.word import WORD_BYTES, decode, encode
+from isa.word import WORD_BYTES, Instruction, decode, encode
 
 SCHEMA = "cstep-program/1"
 

@@ -49,14 +49,16 @@ class Traffic(IntEnum):
     MEMBRANE = 3
     IMAGE = 4
     OUTPUT = 5
+    STREAM = 6
 
 
 class Charge(IntEnum):
-    """The neuron's charge equation (see `Fire`)."""
+    """The neuron's charge equation (see `Fire`); `NONE` has no membrane."""
 
-    LIF = 0
-    IF = 1
-    LIF_UNDECAYED = 2
+    NONE = 0
+    LIF = 1
+    IF = 2
+    LIF_UNDECAYED = 3
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def writes(region: Region, bits: int, align: int = 1) -> Address:
     return Address(bits, "writes", region, align=align)
 
 
-def updates(region: Region, bits: int, unless: str = "", align: int = 1) -> Address:
-    return Address(bits, "updates", region, unless=unless, align=align)
+def updates(region: Region, bits: int, unless: str = "", only_if: str = "", align: int = 1) -> Address:
+    return Address(bits, "updates", region, unless=unless, only_if=only_if, align=align)
 
 
 Spec = Count | Flag | Choice | Address

@@ -105,7 +105,7 @@ def accumulate(**changes: int) -> Accumulate:
     return Accumulate(**(fields | {"plane": 0, "fresh": 1, "share": 0} | changes))
 
 
-POOL = Pool(**window(2, 0, 8, 2, 32) | {"rows": 2, "columns": 2, "stride": 2}, spikes=0, result=0, result_step_stride=8)
+POOL = Pool(**window(2, 0, 8, 2, 32) | {"rows": 2, "columns": 2, "stride": 2}, spikes=0, result=0, result_step_stride=8, planes=1)
 ADD = Add(left=0, right=0, result=0, left_planes=1, right_planes=2, planes=2, pixels=1, words=1, plane_stride=2)
 
 

@@ -109,4 +109,7 @@ def _attend(
         query_step_stride=tile.pixels[1] * row,
         key_step_stride=stage.keys * row,
         values_first=int(stage.values_first),
+        q_planes=1,
+        k_planes=1,
+        v_planes=1,
     )

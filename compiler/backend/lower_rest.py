@@ -89,6 +89,7 @@ def _pool_tile(
             pixel_stride=pixel_bytes,
             step_stride=step_bytes,
             result_step_stride=result_bytes,
+            planes=1,
         )
     )
     step.stores.append(
@@ -225,6 +226,8 @@ def _sum_tile(lowering: Lowering, stage: HeadStage, window: Span, pixels: Span, 
                 step_stride=step_bytes,
                 plane=plane,
                 fresh=int(window[0] == 0 and pixels[0] == 0 and plane == 0),
+                per_step=0,
+                both=0,
             )
         )
     return step
@@ -278,6 +281,7 @@ def _classify(lowering: Lowering, stage: HeadStage, features: SSAValue, logits: 
                     inputs=k,
                     outputs=c,
                     fresh=int(f == 0),
+                    drop=0,
                 )
             )
             steps.append(step)

@@ -1,6 +1,6 @@
 """The cstep dialect: a program whose addresses are still names.
 
-Every instruction of isa/instructions.py is an op of the same name and fields, derived from its class; an address field
+Every instruction of isa/instructions/ is an op of the same name and fields, derived from its class; an address field
 names a buffer and a byte offset into it. What the text looks like:
 
     %w = cstep.buffer region=weight, bytes=24576, group=block.0.attn.q.weights

@@ -58,7 +58,11 @@ def _compiled(sources: int) -> Callable[..., int]:
 
 def _fingerprint() -> int:
     """A number that changes with any file whose code or columns are compiled into the loop."""
-    files = [*Path(__file__).parent.glob("*.py"), Path(isa.instructions.__file__), Path(isa.word.__file__)]
+    files = [
+        *Path(__file__).parent.glob("*.py"),
+        *Path(isa.instructions.__file__).parent.glob("*.py"),
+        Path(isa.word.__file__),
+    ]
     files += [Path(__file__).parent.parent / name for name in ("record.py", "decoded.py")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
     return int.from_bytes(digest.digest()[:7], "little")

@@ -1,0 +1,38 @@
+"""Every instruction in opcode order: fields, unit, meaning, cycles, and what it counts whatever the data.
+
+Layouts in the buffers (all little-endian):
+  spikes        [plane][step][pixel][word]   16 channels a word, channel c is bit c % 16 of word c // 16; the unused
+                                             high bits of the last word are zero. A count train has several planes,
+                                             value = sum over planes of bit << plane.
+  image, events [step][pixel][channel] int8
+  weights       [kernel row][kernel column][input][output] int8
+  accumulators  [step][pixel][output] int32 slots (values fit the machine's accumulator width)
+  membranes     [pixel][output] int16
+  constants     bias int32 [output], then threshold int32 [output] (multiplier, for `Rescale`)
+  streams       [step][pixel][channel] int16 in the output buffer, int8 in the spike buffer: fixed-point values
+Pixels are tokens in row-major order; a linear layer is a window of one row and as many columns as tokens.
+
+The word mask buffer has no addresses of its own: its bit i says whether word i of the spike buffer is non-zero.
+"""
+
+from isa.instructions.control import End, Layer
+from isa.instructions.copy import Copy, Load, Store
+from isa.instructions.neuron import Add, Fire, Mask, Rescale
+from isa.instructions.pool import Pool, PoolValues
+from isa.instructions.sfu import Attend, Classify, Sum, SumHeads, SumValues
+from isa.instructions.sizes import (
+    ACCUMULATOR_BYTES,
+    CONSTANT_BYTES,
+    MEMBRANE_BYTES,
+    SPIKE_WORD_BYTES,
+    SPIKES_PER_WORD,
+    STREAM_BYTES,
+    words_of,
+)
+from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
+
+__all__ = [
+    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "MEMBRANE_BYTES", "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STREAM_BYTES",
+    "Accumulate", "Add", "Attend", "Classify", "Copy", "Depthwise", "End", "Fire", "Layer", "Load", "Mask", "Multiply",
+    "Pool", "PoolValues", "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "words_of",
+]  # fmt: skip

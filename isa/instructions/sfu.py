@@ -1,0 +1,262 @@
+"""Attention, sums and the classifier: what runs on the special function unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from isa.errors import CStepError
+from isa.instructions.sizes import (
+    ACCUMULATOR_BYTES,
+    SFU_FILL,
+    SPIKE_WORD_BYTES,
+    STREAM_BYTES,
+    ceil_divide,
+    words_of,
+)
+from isa.machine import Machine
+from isa.word import (
+    Cost,
+    Count,
+    Flag,
+    Instruction,
+    Region,
+    Strided,
+    Unit,
+    reads,
+    updates,
+    writes,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
+    """accumulator[step, i, c] = sum over keys j of (sum over c' in c's head of q[step,i,c'] k[step,j,c']) v[step,j,c].
+
+    Softmax-free attention of `heads` heads of `width` channels, for a tile of `queries` rows. Channel 0 of each operand
+    is bit `first_bit` of the word at its address; an operand of several planes is a count train, its planes `steps`
+    steps apart. `values_first` computes q (kT v) instead of (q kT) v: the same
+    integers, other work.
+    Cycles: 8 + ceil(multiply-accumulates / SFU multipliers), with 2 * heads * queries * keys * width a step, or
+    heads * width^2 * (keys + queries) with `values_first`.
+    """
+
+    q: Annotated[int, reads(Region.SPIKE, 17)]
+    k: Annotated[int, reads(Region.SPIKE, 17)]
+    v: Annotated[int, reads(Region.SPIKE, 17)]
+    accumulators: Annotated[int, writes(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
+    steps: Annotated[int, Count(4, 1)]
+    queries: Annotated[int, Count(12, 1)]
+    keys: Annotated[int, Count(12, 1)]
+    heads: Annotated[int, Count(7, 1)]
+    width: Annotated[int, Count(10, 1)]
+    first_bit: Annotated[int, Count(4)]
+    pixel_stride: Annotated[int, Count(12, 2)]
+    query_step_stride: Annotated[int, Count(17)]
+    key_step_stride: Annotated[int, Count(17)]
+    values_first: Annotated[int, Flag()]
+    q_planes: Annotated[int, Count(3, 1)]
+    k_planes: Annotated[int, Count(3, 1)]
+    v_planes: Annotated[int, Count(3, 1)]
+
+    def extents(self) -> dict[str, Strided]:
+        def operand(planes: int, tokens: int, step_stride: int) -> Strided:
+            run = words_of(self.first_bit + self.heads * self.width) * SPIKE_WORD_BYTES
+            return Strided(run, (planes * self.steps, tokens), (step_stride, self.pixel_stride))
+
+        outputs = self.steps * self.queries * self.heads * self.width
+        return {
+            "q": operand(self.q_planes, self.queries, self.query_step_stride),
+            "k": operand(self.k_planes, self.keys, self.key_step_stride),
+            "v": operand(self.v_planes, self.keys, self.key_step_stride),
+            "accumulators": Strided(outputs * ACCUMULATOR_BYTES),
+        }
+
+    @property
+    def multiplications(self) -> int:
+        if self.values_first:
+            return self.steps * self.heads * self.width * self.width * (self.keys + self.queries)
+        return 2 * self.steps * self.heads * self.queries * self.keys * self.width
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(SFU_FILL + ceil_divide(self.multiplications, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        row = words_of(self.heads * self.width) * SPIKE_WORD_BYTES
+        outputs = self.steps * self.queries * self.heads * self.width
+        return {
+            "mac": self.multiplications,
+            "spike_buffer_bytes": self.steps
+            * (self.q_planes * self.queries + (self.k_planes + self.v_planes) * self.keys)
+            * row,
+            "output_buffer_bytes": outputs * ACCUMULATOR_BYTES,
+        }
+
+    def check(self) -> None:
+        if (self.q | self.k | self.v | self.pixel_stride | self.query_step_stride | self.key_step_stride) % 2:
+            raise CStepError("attend: spike addresses and strides must be multiples of 2 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Instruction, opcode=0x22, unit=Unit.SFU):
+    """feature[c] += sum over steps and tokens of spike[step, token, c] << plane, int32; `fresh` starts from zero.
+
+    `per_step` sums over tokens only: feature[step, c]. With `both` a spike is one that `spikes` and `other` both have
+    (a Hadamard product; same strides).
+    Cycles: 8 + ceil(steps * tokens * inputs / SFU multipliers).
+    """
+
+    spikes: Annotated[int, reads(Region.SPIKE, 17)]
+    other: Annotated[int, reads(Region.SPIKE, 17, only_if="both")]
+    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    steps: Annotated[int, Count(4, 1)]
+    tokens: Annotated[int, Count(12, 1)]
+    inputs: Annotated[int, Count(12, 1)]
+    pixel_stride: Annotated[int, Count(12, 2)]
+    step_stride: Annotated[int, Count(18)]
+    plane: Annotated[int, Count(3)]
+    fresh: Annotated[int, Flag()]
+    per_step: Annotated[int, Flag()]
+    both: Annotated[int, Flag()]
+
+    @property
+    def features_made(self) -> int:
+        return self.inputs * (self.steps if self.per_step else 1)
+
+    def extents(self) -> dict[str, Strided]:
+        run = words_of(self.inputs) * SPIKE_WORD_BYTES
+        spikes = Strided(run, (self.steps, self.tokens), (self.step_stride, self.pixel_stride))
+        return {"spikes": spikes, "other": spikes, "features": Strided(self.features_made * ACCUMULATOR_BYTES)}
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(SFU_FILL + ceil_divide(self.steps * self.tokens * self.inputs, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        row = words_of(self.inputs) * SPIKE_WORD_BYTES
+        spikes = self.steps * self.tokens * self.inputs
+        return {
+            "add": spikes,
+            "gates": spikes if self.both else 0,
+            "spike_buffer_bytes": self.steps * self.tokens * row * (2 if self.both else 1),
+            "output_buffer_bytes": self.features_made * ACCUMULATOR_BYTES * (1 if self.fresh else 2),
+        }
+
+    def check(self) -> None:
+        if (self.spikes | self.pixel_stride | self.step_stride | (self.other if self.both else 0)) % 2:
+            raise CStepError("sum: spike addresses and strides must be multiples of 2 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify(Instruction, opcode=0x23, unit=Unit.SFU):
+    """logit[m] += sum over c of feature[c] * weight[c, m], int32; `fresh` starts from bias[m] (the constants).
+
+    Features are first rounded half up to a multiple of 2^drop and shifted right by `drop` bits.
+    Cycles: 8 + ceil(inputs * outputs / SFU multipliers).
+    """
+
+    features: Annotated[int, reads(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
+    weights: Annotated[int, reads(Region.WEIGHT, 18)]
+    constants: Annotated[int, reads(Region.CONSTANT, 16, only_if="fresh", align=4)]
+    logits: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    inputs: Annotated[int, Count(12, 1)]
+    outputs: Annotated[int, Count(12, 1)]
+    fresh: Annotated[int, Flag()]
+    drop: Annotated[int, Count(5)]
+
+    def extents(self) -> dict[str, Strided]:
+        return {
+            "features": Strided(self.inputs * ACCUMULATOR_BYTES),
+            "weights": Strided(self.inputs * self.outputs),
+            "constants": Strided(self.outputs * 4),
+            "logits": Strided(self.outputs * ACCUMULATOR_BYTES),
+        }
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(SFU_FILL + ceil_divide(self.inputs * self.outputs, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "mac": self.inputs * self.outputs,
+            "weight_buffer_bytes": self.inputs * self.outputs,
+            "constant_buffer_bytes": self.outputs * 4 if self.fresh else 0,
+            "output_buffer_bytes": self.inputs * ACCUMULATOR_BYTES
+            + self.outputs * ACCUMULATOR_BYTES * (1 if self.fresh else 2),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumHeads(Instruction, opcode=0x24, unit=Unit.SFU):
+    """accumulator[step, token, h] = sum over the `width` channels c of head h of spike[step, token, c] (QKFormer).
+
+    Cycles: 8 + ceil(steps * tokens * heads * width / SFU multipliers).
+    """
+
+    spikes: Annotated[int, reads(Region.SPIKE, 17)]
+    accumulators: Annotated[int, writes(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
+    steps: Annotated[int, Count(4, 1)]
+    tokens: Annotated[int, Count(12, 1)]
+    heads: Annotated[int, Count(9, 1)]
+    width: Annotated[int, Count(10, 1)]
+    pixel_stride: Annotated[int, Count(12, 2)]
+    step_stride: Annotated[int, Count(18)]
+
+    @property
+    def added(self) -> int:
+        return self.steps * self.tokens * self.heads * self.width
+
+    def extents(self) -> dict[str, Strided]:
+        run = words_of(self.heads * self.width) * SPIKE_WORD_BYTES
+        return {
+            "spikes": Strided(run, (self.steps, self.tokens), (self.step_stride, self.pixel_stride)),
+            "accumulators": Strided(self.steps * self.tokens * self.heads * ACCUMULATOR_BYTES),
+        }
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(SFU_FILL + ceil_divide(self.added, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        row = words_of(self.heads * self.width) * SPIKE_WORD_BYTES
+        return {
+            "add": self.added,
+            "spike_buffer_bytes": self.steps * self.tokens * row,
+            "output_buffer_bytes": self.steps * self.tokens * self.heads * ACCUMULATOR_BYTES,
+        }
+
+    def check(self) -> None:
+        if (self.spikes | self.pixel_stride | self.step_stride) % 2:
+            raise CStepError("sumheads: spike addresses and strides must be multiples of 2 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumValues(Instruction, opcode=0x25, unit=Unit.SFU):
+    """feature[c] += sum over steps and tokens of value[step, token, c], int16 to int32; `fresh` starts from zero.
+
+    The values are a tile of a fixed-point stream, [step][token][channel]. `per_step`: feature[step, c].
+    Cycles: 8 + ceil(steps * tokens * inputs / SFU multipliers).
+    """
+
+    values: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
+    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    steps: Annotated[int, Count(4, 1)]
+    tokens: Annotated[int, Count(14, 1)]
+    inputs: Annotated[int, Count(12, 1)]
+    fresh: Annotated[int, Flag()]
+    per_step: Annotated[int, Flag()]
+
+    @property
+    def features_made(self) -> int:
+        return self.inputs * (self.steps if self.per_step else 1)
+
+    def extents(self) -> dict[str, Strided]:
+        return {
+            "values": Strided(self.steps * self.tokens * self.inputs * STREAM_BYTES),
+            "features": Strided(self.features_made * ACCUMULATOR_BYTES),
+        }
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(SFU_FILL + ceil_divide(self.steps * self.tokens * self.inputs, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        added = self.steps * self.tokens * self.inputs
+        features = self.features_made * ACCUMULATOR_BYTES * (1 if self.fresh else 2)
+        return {"add": added, "output_buffer_bytes": added * STREAM_BYTES + features}

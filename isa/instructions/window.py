@@ -1,0 +1,200 @@
+"""What slides a window over pixels: spikes accumulated on the PEs, values multiplied on the SFU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from isa.errors import CStepError
+from isa.instructions.sizes import (
+    ACCUMULATOR_BYTES,
+    SFU_FILL,
+    SPIKE_WORD_BYTES,
+    SPIKES_PER_WORD,
+    ceil_divide,
+    words_of,
+)
+from isa.machine import Machine
+from isa.word import (
+    Cost,
+    Count,
+    Flag,
+    Instruction,
+    Region,
+    Strided,
+    Unit,
+    reads,
+    updates,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window(Instruction):
+    """The geometry that convolution and pooling share; a linear layer is a 1x1 window over one row of tokens.
+
+    Output pixel (r, c) looks at input pixels (r*stride + i - top, c*stride + j - left) for i < kernel_rows and
+    j < kernel_columns; what lies outside the input is zero. `top` is the padding above this tile of rows.
+    """
+
+    steps: Annotated[int, Count(4, 1)]
+    rows: Annotated[int, Count(10, 1)]
+    columns: Annotated[int, Count(12, 1)]
+    input_rows: Annotated[int, Count(10, 1)]
+    input_columns: Annotated[int, Count(12, 1)]
+    kernel_rows: Annotated[int, Count(4, 1)]
+    kernel_columns: Annotated[int, Count(4, 1)]
+    stride: Annotated[int, Count(3, 1)]
+    top: Annotated[int, Count(4)]
+    left: Annotated[int, Count(4)]
+    inputs: Annotated[int, Count(12, 1)]
+    pixel_stride: Annotated[int, Count(12, 1)]
+    step_stride: Annotated[int, Count(18)]
+
+    @property
+    def taps(self) -> int:
+        """Pairs of (output pixel, input pixel) inside the borders, per step."""
+        return _inside(self.rows, self.input_rows, self.kernel_rows, self.stride, self.top) * _inside(
+            self.columns, self.input_columns, self.kernel_columns, self.stride, self.left
+        )
+
+    def check(self) -> None:
+        """Every window begins inside the input or its padding, so it touches at least one input pixel."""
+        for side, edge in (("rows", "top"), ("columns", "left")):
+            outputs, inputs, kernel = (getattr(self, prefix + side) for prefix in ("", "input_", "kernel_"))
+            padding = getattr(self, edge)
+            if padding >= kernel:
+                raise CStepError(f"{self.mnemonic}: {edge}={padding} must be less than kernel_{side}={kernel}")
+            most = (inputs + padding - 1) // self.stride + 1
+            if outputs > most:
+                raise CStepError(f"{self.mnemonic}: {side}={outputs} look past input_{side}={inputs}; {most} fit")
+
+    def input_extent(self, pixel_bytes: int) -> Strided:
+        pixels = self.input_rows * self.input_columns
+        return Strided(pixel_bytes, (self.steps, pixels), (self.step_stride, self.pixel_stride))
+
+
+def _inside(outputs: int, inputs: int, kernel: int, stride: int, before: int) -> int:
+    """Taps of one dimension that fall inside the input."""
+    positions = (o * stride + k - before for o in range(outputs) for k in range(kernel))
+    return sum(0 <= position < inputs for position in positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulate(Window, opcode=0x10, unit=Unit.PE):
+    """accumulator[step, pixel, n] += sum over taps and k of spike[step, tap, k] * weight[tap, k, n] << plane.
+
+    `fresh` starts from zero. Adjacent output pixels of a row form pairs; with `share`, what both spike at is
+    accumulated once and merged into both. Eight PEs take four pairs of two steps a round.
+    Cycles: ceil(outputs / lanes) * sum over rounds of (max over PEs of union bits + 2 if anything is common + 4);
+    the work measured is that sum. The machine's weight port says how PEs wait for each other.
+    """
+
+    spikes: Annotated[int, reads(Region.SPIKE, 17)]
+    weights: Annotated[int, reads(Region.WEIGHT, 18)]
+    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    outputs: Annotated[int, Count(9, 1)]
+    plane: Annotated[int, Count(3)]
+    fresh: Annotated[int, Flag()]
+    share: Annotated[int, Flag()]
+
+    def extents(self) -> dict[str, Strided]:
+        return {
+            "spikes": self.input_extent(words_of(self.inputs) * SPIKE_WORD_BYTES),
+            "weights": Strided(self.kernel_rows * self.kernel_columns * self.inputs * self.outputs),
+            "accumulators": Strided(self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES),
+        }
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(0, ceil_divide(self.outputs, machine.lanes))
+
+    def counts(self) -> dict[str, int]:
+        """`sop_dense` once a layer's input, so in plane 0 only; everything else depends on the spikes."""
+        accumulated = self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES
+        return {
+            "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs * self.outputs,
+            "output_buffer_bytes": accumulated if self.fresh else 2 * accumulated,
+        }
+
+    def check(self) -> None:
+        super().check()
+        if self.step_stride % SPIKE_WORD_BYTES or self.pixel_stride % SPIKE_WORD_BYTES or self.spikes % 2:
+            raise CStepError("accumulate: spike addresses and strides must be multiples of 2 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depthwise(Window, opcode=0x11, unit=Unit.PE):
+    """accumulator[step, pixel, c] += sum over taps of spike[step, tap, c] * weight[tap, c] << plane.
+
+    Every channel by itself, so nothing is shared. `fresh` starts from zero. Pairs, steps and rounds are as in
+    `Accumulate`; a PE takes one cycle for each tap and word of its pair's two pixels that is not zero.
+    Cycles: ceil(16 / lanes) * sum over rounds of (max over PEs of non-zero words under the taps + 4); the work
+    measured is that sum.
+    """
+
+    spikes: Annotated[int, reads(Region.SPIKE, 17)]
+    weights: Annotated[int, reads(Region.WEIGHT, 18)]
+    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    plane: Annotated[int, Count(3)]
+    fresh: Annotated[int, Flag()]
+
+    def extents(self) -> dict[str, Strided]:
+        return {
+            "spikes": self.input_extent(words_of(self.inputs) * SPIKE_WORD_BYTES),
+            "weights": Strided(self.kernel_rows * self.kernel_columns * self.inputs),
+            "accumulators": Strided(self.steps * self.rows * self.columns * self.inputs * ACCUMULATOR_BYTES),
+        }
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(0, ceil_divide(SPIKES_PER_WORD, machine.lanes))
+
+    def counts(self) -> dict[str, int]:
+        """`sop_dense` once a layer's input, so in plane 0 only; everything else depends on the spikes."""
+        accumulated = self.steps * self.rows * self.columns * self.inputs * ACCUMULATOR_BYTES
+        return {
+            "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs,
+            "output_buffer_bytes": accumulated if self.fresh else 2 * accumulated,
+        }
+
+    def check(self) -> None:
+        super().check()
+        if self.step_stride % SPIKE_WORD_BYTES or self.pixel_stride % SPIKE_WORD_BYTES or self.spikes % 2:
+            raise CStepError("depthwise: spike addresses and strides must be multiples of 2 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiply(Window, opcode=0x20, unit=Unit.SFU):
+    """accumulator[step, pixel, n] += sum over taps and k of value[step, tap, k] * weight[tap, k, n], int8 both.
+
+    For images, event counts and 8-bit streams, one int8 a channel in the spike buffer; `step_stride` 0 reads one
+    image at every step. `fresh` starts from zero.
+    Cycles: 8 + ceil(multiply-accumulates / SFU multipliers).
+    """
+
+    values: Annotated[int, reads(Region.SPIKE, 17)]
+    weights: Annotated[int, reads(Region.WEIGHT, 18)]
+    accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    outputs: Annotated[int, Count(9, 1)]
+    fresh: Annotated[int, Flag()]
+
+    def extents(self) -> dict[str, Strided]:
+        return {
+            "values": self.input_extent(self.inputs),
+            "weights": Strided(self.kernel_rows * self.kernel_columns * self.inputs * self.outputs),
+            "accumulators": Strided(self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES),
+        }
+
+    @property
+    def multiplications(self) -> int:
+        return self.taps * self.steps * self.inputs * self.outputs
+
+    def cost(self, machine: Machine) -> Cost:
+        return Cost(SFU_FILL + ceil_divide(self.multiplications, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        accumulated = self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES
+        return {
+            "mac": self.multiplications,
+            "weight_buffer_bytes": self.kernel_rows * self.kernel_columns * self.inputs * self.outputs,
+            "spike_buffer_bytes": self.taps * self.steps * self.inputs,
+            "output_buffer_bytes": accumulated if self.fresh else 2 * accumulated,
+        }

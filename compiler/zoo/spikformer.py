@@ -6,8 +6,11 @@ They are not built here; the zoo entry names them as dead keys.
 Shapes: T timesteps, B images, N tokens, C = embed_dims channels.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
+from compiler.zoo.family import Argument, Family, defaults, read_sizes
 from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 
@@ -218,3 +221,32 @@ def check_sizes(img_size_h: int, img_size_w: int, patch_size: int, embed_dims: i
         raise CStepError(f"Spikformer: image {img_size_h}x{img_size_w} does not divide into patches of 4x4")
     if embed_dims % 8 or embed_dims % num_heads:
         raise CStepError(f"Spikformer: embed_dims={embed_dims} must be a multiple of 8 and of num_heads={num_heads}")
+
+
+def published(named: Mapping[str, int]) -> Mapping[str, Argument]:
+    """The constructor's defaults are the published CIFAR-10 settings, where a head is 32 channels wide (384: 12)."""
+    return defaults(Spikformer, num_heads=max(1, named["embed_dims"] // 32))
+
+
+def sizes(state: Mapping[str, Tensor]) -> Mapping[str, Argument]:
+    return read_sizes(state, "patch_embed.proj_conv.weight", "block.0.mlp.fc1_linear.weight")
+
+
+FAMILIES = (
+    Family(
+        name="spikformer",
+        pattern=r"spikformer-(?P<depths>\d+)-(?P<embed_dims>\d+)",
+        examples={
+            "spikformer-4-384": 9_324_730,
+            "spikformer-4-256": 4_155_178,
+            "spikformer-2-384": 5_765_050,
+            "spikformer-2-256": 2_568_490,
+            "spikformer-2-64": 164_050,
+        },
+        construct=Spikformer,
+        published=published,
+        sizes=sizes,
+        dead_keys=(r"block\.\d+\.norm[12]\.(weight|bias)", r"(patch_embed\.)?pos_embed\d*"),
+        weights="none published for CIFAR; trained with github.com/ZK-Zhou/spikformer, cifar10/train.py",
+    ),
+)

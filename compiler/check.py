@@ -22,7 +22,7 @@ from compiler.backend.allocate import allocate
 from compiler.backend.emit import emit, neuron_labels
 from compiler.ir import spike
 from compiler.ir.cstep import BufferOp, InstructionOp
-from compiler.ir.meaning import Executor, Run
+from compiler.ir.meaning import NEURONS, Executor, Run
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
@@ -216,7 +216,7 @@ def _live_neurons(network: Network) -> set[str]:
     for op in reversed(list(network.operations())):
         if isinstance(op, spike.Output) or op in live:
             live |= {operand.owner for operand in op.operands if isinstance(operand.owner, Operation)}
-    return {op.label for op in network.operations() if op in live and isinstance(op, spike.Lif | spike.IntegerLif)}
+    return {op.label for op in network.operations() if op in live and isinstance(op, NEURONS)}
 
 
 def _is_placed(network: Network) -> bool:

@@ -28,6 +28,8 @@ Weights = Callable[[str], Tensor]
 Meaning = Callable[..., Tensor]
 MEANINGS: dict[type[HouseOperation], Meaning] = {}
 
+NEURONS = (spike.Lif, spike.Level, spike.IntegerLif, spike.IntegerLevel)
+"""Ops whose input currents and spikes a run records."""
 INT16 = (-(1 << 15), (1 << 15) - 1)
 EXACT_FLOAT32 = 1 << 24
 
@@ -75,6 +77,8 @@ def conv(op: spike.Conv, weights: Weights, x: Tensor) -> Tensor:
     images = x if x.dim() == 4 else x.unsqueeze(0)
     images = images.permute(0, 3, 1, 2)
     stride, padding, groups = op.get("stride"), op.get("padding"), op.get("groups")
+    if op.get("rows"):
+        stride, padding = (1, stride), (0, padding)
     if _is_integer(x):
         out = _exactly(op, lambda a, w: functional.conv2d(a, w, None, stride, padding, 1, groups), images, weight)
     else:
@@ -128,7 +132,22 @@ def lif(op: spike.Lif, weights: Weights, current: Tensor) -> Tensor:
         fired = h > threshold if op.get("fires") == "gt" else h >= threshold
         spikes.append(fired.to(x.dtype))
         v = torch.where(fired, 0.0, h) if op.get("reset") == "hard" else h - threshold * spikes[-1]
-    return torch.stack(spikes)  # contiguous, as neurons give them: the next layer rounds by the memory order
+    train = torch.stack(spikes)  # contiguous, as neurons give them: the next layer rounds by the memory order
+    return train if op.get("emits") == 1.0 else train * op.get("emits")
+
+
+@meaning(spike.Level)
+def level(op: spike.Level, weights: Weights, current: Tensor) -> Tensor:
+    """round(clamp(x, 0, levels)) / norm, ties to even, or up as floor(x + 0.5)."""
+    clamped = current.clamp(0, op.get("levels"))
+    rounded = torch.round(clamped) if op.get("ties") == "even" else torch.floor(clamped + 0.5)
+    return rounded / op.get("norm")
+
+
+@meaning(spike.Range)
+def value_range(op: spike.Range, weights: Weights, x: Tensor) -> Tensor:
+    """x."""
+    return x
 
 
 @meaning(spike.IntegerLif)
@@ -152,6 +171,26 @@ def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor) -> Tens
     return spikes
 
 
+@meaning(spike.IntegerLevel)
+def integer_level(op: spike.IntegerLevel, weights: Weights, current: Tensor) -> Tensor:
+    """The number of j in 1..levels with 2 x >= (2 j - 1) threshold; > for odd j where ties go to even."""
+    threshold = weights(_symbol(op, "threshold"))
+    counts = torch.zeros_like(current)
+    for j in range(1, op.get("levels") + 1):
+        tie_counts = op.get("ties") == "up" or j % 2 == 0
+        edge = (2 * j - 1) * threshold
+        counts += 2 * current >= edge if tie_counts else 2 * current > edge
+    return counts
+
+
+@meaning(spike.Rescale)
+def rescale(op: spike.Rescale, weights: Weights, x: Tensor) -> Tensor:
+    """clamp(((x * multiplier + half) >> divisor) + bias), to the bounds of the result."""
+    half = 1 << op.get("divisor") >> 1
+    product = (x * weights(_symbol(op, "multiplier")) + half) >> op.get("divisor")
+    return (product + weights(_symbol(op, "bias"))).clamp(*op.result_type.element.bounds)
+
+
 @meaning(spike.Align)
 def align(op: spike.Align, weights: Weights, x: Tensor) -> Tensor:
     """(x << shift) + bias; a negative shift goes right and rounds half up."""
@@ -162,8 +201,23 @@ def align(op: spike.Align, weights: Weights, x: Tensor) -> Tensor:
 
 @meaning(spike.Add)
 def add(op: spike.Add, weights: Weights, left: Tensor, right: Tensor) -> Tensor:
-    """left + right."""
-    return left + right
+    """left + right; streams are clamped to their bounds."""
+    total = left + right
+    element = op.result_type.element
+    return total.clamp(*element.bounds) if element.is_fixed else total
+
+
+@meaning(spike.Multiply)
+def multiply(op: spike.Multiply, weights: Weights, left: Tensor, right: Tensor) -> Tensor:
+    """left * right, sizes of 1 repeated."""
+    return left * right
+
+
+@meaning(spike.ChannelScale)
+def channel_scale(op: spike.ChannelScale, weights: Weights, x: Tensor) -> Tensor:
+    """x * weight along `axis`."""
+    after = len(op.operand_type().sizes) - 1 - op.get("axis")
+    return x * weights(_symbol(op, "weight")).reshape(-1, *[1] * after)
 
 
 @meaning(spike.MaxPool)
@@ -212,7 +266,7 @@ def attention(op: spike.Attention, weights: Weights, q: Tensor, k: Tensor, v: Te
     heads = op.get("heads")
 
     def split(x: Tensor) -> Tensor:
-        steps, tokens, channels = x.shape
+        steps, tokens, channels = x.shape  # v may be wider than q and k
         return x.reshape(steps, tokens, heads, channels // heads).transpose(1, 2)
 
     def scaled(product: Tensor) -> Tensor:
@@ -225,7 +279,32 @@ def attention(op: spike.Attention, weights: Weights, q: Tensor, k: Tensor, v: Te
         return (scaled(split(q) @ keys) @ split(v)).transpose(1, 2)
 
     out = _exactly(op, attend, q, k, v) if _is_integer(q) else attend(q, k, v)
-    return out.reshape(q.shape)
+    return out.reshape(*q.shape[:2], v.shape[2])
+
+
+@meaning(spike.HeadSum)
+def head_sum(op: spike.HeadSum, weights: Weights, x: Tensor) -> Tensor:
+    """Sums over the channels of each head."""
+    return x.unflatten(-1, (op.get("heads"), -1)).sum(-1)
+
+
+@meaning(spike.Mask)
+def mask(op: spike.Mask, weights: Weights, x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is 1: a mask C for all tokens, or Nxheads for the channels of each head."""
+    if len(op.operand_type(1).sizes) == 1:
+        return x * mask.unsqueeze(-2)
+    heads = mask.shape[-1]
+    return x * mask.repeat_interleave(x.shape[-1] // heads, dim=-1)
+
+
+@meaning(spike.Dilate)
+def dilate(op: spike.Dilate, weights: Weights, x: Tensor) -> Tensor:
+    """The maximum over 3x3 windows of (token, channel in its head)."""
+    rows = x if op.result_type.steps is not None else x.unsqueeze(0)
+    heads = rows.unflatten(-1, (op.get("heads"), -1)).movedim(-2, 1)
+    spread = functional.max_pool2d(heads.to(torch.float64), 3, 1, 1).to(x.dtype)
+    out = spread.movedim(1, -2).flatten(-2)
+    return out if op.result_type.steps is not None else out[0]
 
 
 @meaning(spike.Mean)
@@ -310,7 +389,7 @@ class Executor:
             result = function(op, self._weight, *operands)
             assert isinstance(op, spike.SpikeOperation)
             _check_bounds(op, result)
-            if isinstance(op, spike.Lif | spike.IntegerLif):
+            if isinstance(op, NEURONS):
                 run.currents[op.label] = operands[0].numpy()
                 run.spikes[op.label] = result.numpy()
                 if forced is not None:

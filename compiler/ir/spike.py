@@ -11,75 +11,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ArrayAttr, FloatData, IntAttr, StringAttr, SymbolRefAttr
-from xdsl.ir import Dialect, SSAValue
+from xdsl.ir import Dialect
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
-from xdsl.utils.exceptions import VerifyException
 
-from compiler.ir.spelling import HouseOperation, Plain
-from compiler.ir.types import Element, Shaped, Tensor, Train, shaped
-
-AnyValue = Tensor | Train
-
-
-def _require(condition: bool, op: HouseOperation, message: str) -> None:
-    if not condition:
-        raise VerifyException(f"{op.label}: {op.name}: {message}")
-
-
-class SpikeOperation(HouseOperation):
-    """Base of the dialect: types of operands and the result, and the checks that every op shares."""
-
-    KEEPS_TIME: ClassVar[bool] = True
-    """Whether operands and result have the same timesteps."""
-
-    def operand_type(self, index: int = 0) -> Shaped:
-        return shaped(self.operands[index].type)
-
-    @property
-    def result_type(self) -> Shaped:
-        return shaped(self.results[0].type)
-
-    @property
-    def result_value(self) -> SSAValue:
-        return self.results[0]
-
-    def verify_(self) -> None:
-        if self.KEEPS_TIME and self.results:
-            for index in range(len(self.operands)):
-                steps = self.operand_type(index).steps
-                _require(
-                    steps == self.result_type.steps,
-                    self,
-                    f"operand {index} has {_time(steps)}, the result {_time(self.result_type.steps)}",
-                )
-        self.check()
-
-    def check(self) -> None:
-        """Raise VerifyException where shapes or kinds do not fit."""
-
-    def expect_positive(self, *keys: str) -> None:
-        for key in keys:
-            _require(self.get(key) > 0, self, f"{key}={self.get(key)}; it must be positive")
-
-    def expect_pixels(self) -> None:
-        sizes = self.operand_type().sizes
-        _require(len(sizes) == 3, self, f"the input is {self.operand_type()}; it must be HxWxC")
-
-    def expect_axis(self) -> None:
-        axis, rank = self.get("axis"), len(self.operand_type().sizes)
-        _require(0 <= axis < rank, self, f"axis={axis}; the input has {rank} dimensions")
-
-    def expect_shape(self, sizes: tuple[int, ...]) -> None:
-        _require(self.result_type.sizes == sizes, self, f"the result is {self.result_type}; its shape must be {sizes}")
-
-    def expect_element(self, element: Element) -> None:
-        _require(
-            self.result_type.element == element, self, f"the result holds {self.result_type.element}, not {element}"
-        )
-
-
-def _time(steps: int | None) -> str:
-    return "no time" if steps is None else f"T={steps}"
+from compiler.ir.neuron_ops import Align, IntegerLevel, IntegerLif, Level, Lif, Range, Rescale
+from compiler.ir.operation import SpikeOperation, require
+from compiler.ir.spelling import Plain
+from compiler.ir.types import Element, Tensor, Train
 
 
 @irdl_op_definition
@@ -128,10 +66,14 @@ class QuantiseImage(SpikeOperation):
 
 @irdl_op_definition
 class Conv(SpikeOperation):
-    """2-d convolution of HxWxC by a weight [out, in / groups, kernel, kernel]."""
+    """2-d convolution of HxWxC by a weight [out, in / groups, kernel, kernel].
+
+    `rows` = 1 is a convolution along the columns of every row by itself: a window of 1 x kernel, weight
+    [out, in / groups, 1, kernel], nothing padded or skipped between rows (torch's conv1d, on 1xNxC).
+    """
 
     name = "spike.conv"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"stride": 1, "padding": 0, "groups": 1}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"stride": 1, "padding": 0, "groups": 1, "rows": 0}
     input = operand_def(Tensor | Train)
     result = result_def(Tensor | Train)
     weight = prop_def(SymbolRefAttr)
@@ -140,17 +82,22 @@ class Conv(SpikeOperation):
     stride = opt_prop_def(IntAttr)
     padding = opt_prop_def(IntAttr)
     groups = opt_prop_def(IntAttr)
+    rows = opt_prop_def(IntAttr)
 
     def check(self) -> None:
         self.expect_pixels()
         self.expect_positive("kernel", "stride", "groups")
+        require(self.get("rows") in (0, 1), self, f"rows={self.get('rows')}; it must be 0 (as many as columns) or 1")
         sizes = self.operand_type().sizes
-        out = self.window(sizes[0]), self.window(sizes[1])
-        _require(self.result_type.sizes[:2] == out, self, f"the result is {self.result_type}; its pixels must be {out}")
+        out = sizes[0] if self.get("rows") else self.window(sizes[0]), self.window(sizes[1])
+        require(self.result_type.sizes[:2] == out, self, f"the result is {self.result_type}; its pixels must be {out}")
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         inputs, outputs, kernel = self.operand_type().sizes[-1], self.result_type.sizes[-1], self.get("kernel")
-        return {"weight": (outputs, inputs // self.get("groups"), kernel, kernel), "bias": (outputs,)}
+        return {
+            "weight": (outputs, inputs // self.get("groups"), self.get("rows") or kernel, kernel),
+            "bias": (outputs,),
+        }
 
     def window(self, size: int) -> int:
         """Output pixels along a dimension of `size` input pixels."""
@@ -168,7 +115,7 @@ class Linear(SpikeOperation):
     bias = opt_prop_def(SymbolRefAttr)
 
     def check(self) -> None:
-        _require(
+        require(
             self.operand_type().sizes[:-1] == self.result_type.sizes[:-1],
             self,
             f"{self.operand_type()} becomes {self.result_type}; only the last dimension may change",
@@ -203,93 +150,8 @@ class BatchNorm(SpikeOperation):
 
 
 @irdl_op_definition
-class Lif(SpikeOperation):
-    """A neuron in real numbers; `charge`: lif, lif_undecayed, if; `reset`: hard (to 0) or soft; `fires`: ge or gt.
-
-    `decay`: divide by tau, or multiply by 1 / tau (a parametric LIF's sigmoid); they round differently.
-    """
-
-    name = "spike.lif"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard", "fires": "ge", "decay": "divide"}
-    current = operand_def(Train)
-    result = result_def(Train)
-    tau = prop_def(FloatData)
-    threshold = prop_def(FloatData)
-    reset = opt_prop_def(StringAttr)
-    charge = opt_prop_def(StringAttr)
-    fires = opt_prop_def(StringAttr)
-    decay = opt_prop_def(StringAttr)
-
-    def check(self) -> None:
-        self.expect_shape(self.operand_type().sizes)
-        self.expect_element(Element.spike())
-        _check_words(self)
-
-
-_WORDS = {
-    "reset": ("hard", "soft"),
-    "charge": ("lif", "lif_undecayed", "if"),
-    "fires": ("ge", "gt"),
-    "decay": ("divide", "multiply"),
-}
-
-
-def _check_words(op: HouseOperation) -> None:
-    for key, words in _WORDS.items():
-        if key in op.DEFAULTS:
-            _require(op.get(key) in words, op, f"{key}={op.get(key)}; it must be one of {', '.join(words)}")
-
-
-@irdl_op_definition
-class IntegerLif(SpikeOperation):
-    """A neuron in integers, `threshold` int32 per channel of the last dimension, membrane clamped to int16.
-
-    Decay by round(d * multiplier / 2^divisor), half up: multiplier=1, divisor=1 is tau = 2.
-    """
-
-    name = "spike.integer_lif"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard"}
-    current = operand_def(Train)
-    result = result_def(Train)
-    threshold = prop_def(SymbolRefAttr)
-    multiplier = prop_def(IntAttr)
-    divisor = prop_def(IntAttr)
-    reset = opt_prop_def(StringAttr)
-    charge = opt_prop_def(StringAttr)
-
-    def check(self) -> None:
-        self.expect_shape(self.operand_type().sizes)
-        self.expect_element(Element.spike())
-        _require(not self.operand_type().element.is_real, self, f"the current is {self.operand_type()}; no integers")
-        _check_words(self)
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"threshold": self.result_type.sizes[-1:]}
-
-
-@irdl_op_definition
-class Align(SpikeOperation):
-    """Accumulators in units of the membrane: (x << shift) + bias, `bias` int32 per channel of the last dimension.
-
-    A negative shift goes right and rounds half up.
-    """
-
-    name = "spike.align"
-    input = operand_def(Train)
-    result = result_def(Train)
-    bias = opt_prop_def(SymbolRefAttr)
-    shift = prop_def(IntAttr)
-
-    def check(self) -> None:
-        self.expect_shape(self.operand_type().sizes)
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"bias": self.result_type.sizes[-1:]}
-
-
-@irdl_op_definition
 class Add(SpikeOperation):
-    """Element by element; of spikes and counts, a count."""
+    """Element by element; of spikes and counts, a count; of fixed-point streams, one of the same scale, clamped."""
 
     name = "spike.add"
     left = operand_def(Tensor | Train)
@@ -298,15 +160,18 @@ class Add(SpikeOperation):
 
     def check(self) -> None:
         left, right = self.operand_type(0), self.operand_type(1)
-        _require(left.sizes == right.sizes, self, f"adds {left} to {right}; shapes must be equal")
+        require(left.sizes == right.sizes, self, f"adds {left} to {right}; shapes must be equal")
         self.expect_shape(left.sizes)
         if left.element.is_count and right.element.is_count:
             self.expect_element(Element.count(left.element.bounds[1] + right.element.bounds[1]))
+        elif left.element.is_fixed or right.element.is_fixed:
+            require(left.element == right.element, self, f"adds {left} to {right}; streams must have one scale")
+            self.expect_element(left.element)
 
 
 @irdl_op_definition
 class MaxPool(SpikeOperation):
-    """Maximum over windows of HxWxC; of spikes, an OR. Outside counts as nothing."""
+    """Maximum over windows of HxWxC; of spikes, an OR. What lies outside does not count."""
 
     name = "spike.max_pool"
     DEFAULTS: ClassVar[Mapping[str, Plain]] = {"padding": 0}
@@ -337,7 +202,7 @@ class Reshape(SpikeOperation):
 
     def check(self) -> None:
         before, after = self.operand_type(), self.result_type
-        _require(_volume(before.sizes) == _volume(after.sizes), self, f"{before} has not as many elements as {after}")
+        require(_volume(before.sizes) == _volume(after.sizes), self, f"{before} has not as many elements as {after}")
 
 
 def _volume(sizes: tuple[int, ...]) -> int:
@@ -358,7 +223,7 @@ class Transpose(SpikeOperation):
 
     def check(self) -> None:
         sizes, order = self.operand_type().sizes, self.get("order")
-        _require(sorted(order) == list(range(len(sizes))), self, f"order={list(order)} is no order of {len(sizes)}")
+        require(sorted(order) == list(range(len(sizes))), self, f"order={list(order)} is no order of {len(sizes)}")
         self.expect_shape(tuple(sizes[index] for index in order))
 
 
@@ -373,7 +238,7 @@ class Matmul(SpikeOperation):
 
     def check(self) -> None:
         left, right = self.operand_type(0).sizes, self.operand_type(1).sizes
-        _require(
+        require(
             len(left) == len(right) and left[:-2] == right[:-2] and left[-1] == right[-2],
             self,
             f"{self.operand_type(0)} times {self.operand_type(1)} does not fit",
@@ -398,6 +263,7 @@ class Scale(SpikeOperation):
 class Attention(SpikeOperation):
     """Softmax-free attention of NxC in `heads` heads: (q kT) * scale v, C / heads channels each.
 
+    v may be wider than q and k; its heads, and the result's, are then wider too.
     `order` says which product comes first, scores (q kT) or values (kT v): in integers the result is the same.
     """
 
@@ -413,12 +279,14 @@ class Attention(SpikeOperation):
 
     def check(self) -> None:
         order = self.get("order")
-        _require(order in ("scores", "values"), self, f"order={order}; it must be one of scores, values")
+        require(order in ("scores", "values"), self, f"order={order}; it must be one of scores, values")
         q, k, v = (self.operand_type(index).sizes for index in range(3))
-        _require(len(q) == 2 and q[1] == k[1] == v[1] and k[0] == v[0], self, f"q {q}, k {k}, v {v} do not fit")
+        require(len(q) == 2 and q[1] == k[1] and k[0] == v[0], self, f"q {q}, k {k}, v {v} do not fit")
         self.expect_positive("heads")
-        _require(q[1] % self.get("heads") == 0, self, f"{q[1]} channels do not divide into {self.get('heads')} heads")
-        self.expect_shape(q)
+        heads = self.get("heads")
+        for channels in (q[1], v[1]):
+            require(channels % heads == 0, self, f"{channels} channels do not divide into {heads} heads")
+        self.expect_shape((q[0], v[1]))
 
 
 @irdl_op_definition
@@ -479,9 +347,137 @@ class SumTime(SpikeOperation):
         self.expect_shape(self.operand_type().sizes)
 
 
+@irdl_op_definition
+class ChannelScale(SpikeOperation):
+    """x * weight[c] along dimension `axis`: layer scale."""
+
+    name = "spike.channel_scale"
+    input = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+    weight = prop_def(SymbolRefAttr)
+    axis = prop_def(IntAttr)
+
+    def check(self) -> None:
+        self.expect_shape(self.operand_type().sizes)
+        self.expect_axis()
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.operand_type().sizes[self.get("axis")],)}
+
+
+@irdl_op_definition
+class Multiply(SpikeOperation):
+    """Element by element; dimensions of size 1 are repeated. Of spikes, an AND (Spike-Driven Transformer, eq. 13)."""
+
+    name = "spike.multiply"
+    left = operand_def(Tensor | Train)
+    right = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+
+    def check(self) -> None:
+        left, right = self.operand_type(0), self.operand_type(1)
+        fits = len(left.sizes) == len(right.sizes) and all(
+            a == b or 1 in (a, b) for a, b in zip(left.sizes, right.sizes, strict=True)
+        )
+        require(fits, self, f"multiplies {left} by {right}; sizes must be equal or 1")
+        self.expect_shape(tuple(max(a, b) for a, b in zip(left.sizes, right.sizes, strict=True)))
+
+
+@irdl_op_definition
+class HeadSum(SpikeOperation):
+    """NxC -> Nxheads: every token's sum over the C / heads channels of each head (QKFormer, eq. 5)."""
+
+    name = "spike.head_sum"
+    input = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+    heads = prop_def(IntAttr)
+
+    def check(self) -> None:
+        self.expect_positive("heads")
+        tokens, channels = self.operand_type().sizes
+        require(channels % self.get("heads") == 0, self, f"{channels} channels do not make {self.get('heads')} heads")
+        self.expect_shape((tokens, self.get("heads")))
+
+
+@irdl_op_definition
+class Mask(SpikeOperation):
+    """NxC spikes where the mask spikes: a mask C for all tokens, or Nxheads for the channels of each head."""
+
+    name = "spike.mask"
+    input = operand_def(Tensor | Train)
+    mask = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+
+    def check(self) -> None:
+        spikes, mask = self.operand_type(0).sizes, self.operand_type(1).sizes
+        fits = len(spikes) == 2 and (
+            mask == spikes[1:] or (len(mask) == 2 and mask[0] == spikes[0] and spikes[1] % mask[1] == 0)
+        )
+        require(fits, self, f"masks {self.operand_type(0)} by {self.operand_type(1)}; a mask is C or Nxheads")
+        self.expect_shape(spikes)
+
+
+@irdl_op_definition
+class Dilate(SpikeOperation):
+    """NxC spikes, each spread to its neighbours: the OR over 3x3 windows of (token, channel in its head).
+
+    Spike-Driven Transformer's pooling of event data.
+    """
+
+    name = "spike.dilate"
+    input = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+    heads = prop_def(IntAttr)
+
+    def check(self) -> None:
+        self.expect_positive("heads")
+        sizes = self.operand_type().sizes
+        require(len(sizes) == 2 and sizes[1] % self.get("heads") == 0, self, f"the input is {self.operand_type()}")
+        self.expect_shape(sizes)
+
+
 OPERATIONS: tuple[type[SpikeOperation], ...] = (
-    Input, Output, Repeat, QuantiseImage, Conv, Linear, BatchNorm, Lif, IntegerLif, Align, Add, MaxPool, Reshape,
-    Transpose, Matmul, Scale, Attention, Mean, Sum, MeanTime, SumTime,
+    Input, Output, Repeat, QuantiseImage, Conv, Linear, BatchNorm, ChannelScale, Lif, Level, IntegerLif, IntegerLevel,
+    Range, Align, Rescale, Add, Multiply, MaxPool, Reshape, Transpose, Matmul, Scale, Attention, HeadSum, Mask, Dilate,
+    Mean, Sum, MeanTime, SumTime,
 )  # fmt: skip
 
 SPIKE = Dialect("spike", list(OPERATIONS), [Tensor, Train])
+
+__all__ = [
+    "OPERATIONS",
+    "SPIKE",
+    "Add",
+    "Align",
+    "Attention",
+    "BatchNorm",
+    "ChannelScale",
+    "Conv",
+    "Dilate",
+    "HeadSum",
+    "Input",
+    "IntegerLevel",
+    "IntegerLif",
+    "Level",
+    "Lif",
+    "Linear",
+    "Mask",
+    "Matmul",
+    "MaxPool",
+    "Mean",
+    "MeanTime",
+    "Multiply",
+    "Output",
+    "QuantiseImage",
+    "Range",
+    "Repeat",
+    "Rescale",
+    "Reshape",
+    "Scale",
+    "SpikeOperation",
+    "Sum",
+    "SumTime",
+    "Tensor",
+    "Train",
+    "Transpose",
+]  # fmt: skip

@@ -8,6 +8,7 @@ The element says what a value can be:
     count<3>          an integer 0..3, a sum of spikes
     i8                an image's integer, -127..127
     int<-812, 790>    an integer with proven bounds: currents, accumulators, logits
+    fixed<16, 9>      a fixed-point number of 16 bits, 9 of them after the point: a membrane stream
 """
 
 from __future__ import annotations
@@ -27,33 +28,43 @@ REALS = ("f32", "f64")
 
 @irdl_attr_definition
 class Element(ParametrizedAttribute):
-    """A value kind with the bounds of its integers (0, 0 for reals)."""
+    """A value kind with the bounds of its integers (0, 0 for reals), and the bits after a fixed point."""
 
     name = "spike.element"
     kind: StringAttr
     low: IntAttr
     high: IntAttr
+    fraction: IntAttr
+
+    @classmethod
+    def _of(cls, kind: str, low: int = 0, high: int = 0, fraction: int = 0) -> Element:
+        return cls(StringAttr(kind), IntAttr(low), IntAttr(high), IntAttr(fraction))
 
     @classmethod
     def real(cls, kind: str = "f32") -> Element:
-        return cls(StringAttr(kind), IntAttr(0), IntAttr(0))
+        return cls._of(kind)
 
     @classmethod
     def spike(cls) -> Element:
-        return cls(StringAttr("i1"), IntAttr(0), IntAttr(1))
+        return cls._of("i1", 0, 1)
 
     @classmethod
     def image(cls) -> Element:
-        return cls(StringAttr("i8"), IntAttr(-127), IntAttr(127))
+        return cls._of("i8", -127, 127)
 
     @classmethod
     def count(cls, high: int) -> Element:
         """A sum of spikes up to `high`; up to 1 it is a spike."""
-        return cls.spike() if high <= 1 else cls(StringAttr("count"), IntAttr(0), IntAttr(high))
+        return cls.spike() if high <= 1 else cls._of("count", 0, high)
 
     @classmethod
     def integer(cls, low: int, high: int) -> Element:
-        return cls(StringAttr("int"), IntAttr(low), IntAttr(high))
+        return cls._of("int", low, high)
+
+    @classmethod
+    def fixed(cls, bits: int, fraction: int) -> Element:
+        """Integers of `bits` bits that stand for integer / 2^fraction."""
+        return cls._of("fixed", -(1 << bits - 1), (1 << bits - 1) - 1, fraction)
 
     @property
     def is_real(self) -> bool:
@@ -63,6 +74,17 @@ class Element(ParametrizedAttribute):
     def is_count(self) -> bool:
         """Spikes and sums of spikes: what travels as bit planes."""
         return self.kind.data in ("i1", "count")
+
+    @property
+    def is_fixed(self) -> bool:
+        """Fixed-point numbers, all of one scale."""
+        return self.kind.data == "fixed"
+
+    @property
+    def bits(self) -> int:
+        """Bits that a signed integer of these bounds takes."""
+        low, high = self.bounds
+        return max((-low - 1).bit_length() if low < 0 else 0, high.bit_length()) + 1
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -79,6 +101,8 @@ class Element(ParametrizedAttribute):
             return f"count<{self.high.data}>"
         if kind == "int":
             return f"int<{self.low.data}, {self.high.data}>"
+        if kind == "fixed":
+            return f"fixed<{self.bits}, {self.fraction.data}>"
         return kind
 
     @staticmethod
@@ -88,16 +112,23 @@ class Element(ParametrizedAttribute):
             return Element.real(kind)
         if kind in BOUNDS:
             low, high = BOUNDS[kind]
-            return Element(StringAttr(kind), IntAttr(low), IntAttr(high))
+            return Element._of(kind, low, high)
         if kind == "count":
             with parser.in_angle_brackets():
-                return Element(StringAttr(kind), IntAttr(0), IntAttr(parser.parse_integer()))
+                return Element._of(kind, 0, parser.parse_integer())
+        if kind == "fixed":
+            with parser.in_angle_brackets():
+                bits = parser.parse_integer()
+                parser.parse_characters(",")
+                return Element.fixed(bits, parser.parse_integer())
         if kind == "int":
             with parser.in_angle_brackets():
                 low = parser.parse_integer()
                 parser.parse_characters(",")
                 return Element.integer(low, parser.parse_integer())
-        return parser.raise_error(f"element `{kind}`: expected f32, f64, i1, count<k>, i8 or int<low, high>")
+        return parser.raise_error(
+            f"element `{kind}`: expected f32, f64, i1, count<k>, i8, int<low, high> or fixed<bits, fraction>"
+        )
 
 
 def _parse_shape(parser: AttrParser) -> tuple[ArrayAttr[IntAttr], Element]:

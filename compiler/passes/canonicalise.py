@@ -11,11 +11,12 @@ from xdsl.ir import SSAValue
 
 from compiler.ir import spike
 from compiler.ir.layout import LAYOUT_OPS, Emit, Layout, chain_to
+from compiler.ir.meaning import NEURONS
 from compiler.ir.network import Network
 from compiler.ir.types import Shaped, Train, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 
-ELEMENTWISE = (spike.Lif, spike.IntegerLif, spike.Scale, spike.BatchNorm, spike.Add)
+ELEMENTWISE = (*NEURONS, spike.Range, spike.Scale, spike.BatchNorm, spike.ChannelScale, spike.Add)
 """Ops that compute the same whatever the layout; a batch norm's axis follows."""
 
 

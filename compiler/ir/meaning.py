@@ -75,18 +75,19 @@ def conv(op: spike.Conv, weights: Weights, x: Tensor) -> Tensor:
     """HxWxC convolved with weight [out, in / groups, kernel, kernel], plus bias."""
     weight, bias = weights(_symbol(op, "weight")), _bias(op, weights)
     images = x if x.dim() == 4 else x.unsqueeze(0)
-    images = images.permute(0, 3, 1, 2)
-    stride, padding, groups = op.get("stride"), op.get("padding"), op.get("groups")
-    if op.get("rows"):
-        stride, padding = (1, stride), (0, padding)
-    if _is_integer(x):
-        out = _exactly(op, lambda a, w: functional.conv2d(a, w, None, stride, padding, 1, groups), images, weight)
+    window = op.get("stride"), op.get("padding"), 1, op.get("groups")
+    if op.get("rows"):  # every row by itself, as torch's conv1d
+        images, convolve, weight = images.flatten(0, 1).permute(0, 2, 1), functional.conv1d, weight.squeeze(2)
     else:
-        out = functional.conv2d(images, weight, bias, stride, padding, 1, groups)
-    out = out.permute(0, 2, 3, 1)
+        images, convolve = images.permute(0, 3, 1, 2), functional.conv2d
+    if _is_integer(x):
+        out = _exactly(op, lambda a, w: convolve(a, w, None, *window), images, weight)
+    else:
+        out = convolve(images, weight, bias, *window)
+    out = out.movedim(1, -1)
     if bias is not None and _is_integer(x):
         out = out + bias
-    return out if x.dim() == 4 else out[0]
+    return out.reshape(*x.shape[:-3], *op.result_type.sizes)
 
 
 @meaning(spike.Linear)
@@ -229,6 +230,20 @@ def max_pool(op: spike.MaxPool, weights: Weights, x: Tensor) -> Tensor:
         images = images.to(torch.float64)
     out = functional.max_pool2d(images, op.get("kernel"), op.get("stride"), op.get("padding"))
     out = out.permute(0, 2, 3, 1).to(x.dtype)
+    return out if x.dim() == 4 else out[0]
+
+
+@meaning(spike.Pad)
+def pad(op: spike.Pad, weights: Weights, x: Tensor) -> Tensor:
+    """x with `padding` pixels of `value` around it."""
+    rows = x if x.dim() == 4 else x.unsqueeze(0)
+    value, width = op.symbol("value"), op.get("padding")
+    out = functional.pad(rows.permute(0, 3, 1, 2), [width] * 4)
+    if value is not None:
+        border = torch.ones(out.shape[2:], dtype=torch.bool)
+        border[width:-width, width:-width] = False
+        out[:, :, border] = weights(value).unsqueeze(-1)
+    out = out.permute(0, 2, 3, 1)
     return out if x.dim() == 4 else out[0]
 
 

@@ -193,6 +193,30 @@ class MaxPool(SpikeOperation):
 
 
 @irdl_op_definition
+class Pad(SpikeOperation):
+    """HxWxC with `padding` more pixels on every side, which hold value[c] (0 where there is none).
+
+    SDT-V2's re-parameterised convolutions pad a normalised tensor with what the norm makes of 0.
+    """
+
+    name = "spike.pad"
+    input = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+    value = opt_prop_def(SymbolRefAttr)
+    padding = prop_def(IntAttr)
+
+    def check(self) -> None:
+        self.expect_pixels()
+        self.expect_positive("padding")
+        height, width, channels = self.operand_type().sizes
+        more = 2 * self.get("padding")
+        self.expect_shape((height + more, width + more, channels))
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"value": self.result_type.sizes[-1:]}
+
+
+@irdl_op_definition
 class Reshape(SpikeOperation):
     """The same elements in row-major order in another shape; of equal shapes, a copy in memory order."""
 
@@ -438,8 +462,8 @@ class Dilate(SpikeOperation):
 
 OPERATIONS: tuple[type[SpikeOperation], ...] = (
     Input, Output, Repeat, QuantiseImage, Conv, Linear, BatchNorm, ChannelScale, Lif, Level, IntegerLif, IntegerLevel,
-    Range, Align, Rescale, Add, Multiply, MaxPool, Reshape, Transpose, Matmul, Scale, Attention, HeadSum, Mask, Dilate,
-    Mean, Sum, MeanTime, SumTime,
+    Range, Align, Rescale, Add, Multiply, MaxPool, Pad, Reshape, Transpose, Matmul, Scale, Attention, HeadSum, Mask,
+    Dilate, Mean, Sum, MeanTime, SumTime,
 )  # fmt: skip
 
 SPIKE = Dialect("spike", list(OPERATIONS), [Tensor, Train])
@@ -468,6 +492,7 @@ __all__ = [
     "MeanTime",
     "Multiply",
     "Output",
+    "Pad",
     "QuantiseImage",
     "Range",
     "Repeat",

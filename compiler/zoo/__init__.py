@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compiler.zoo import qkformer, spikformer
+from compiler.zoo import qkformer, sdt_v2, spikformer, spikformer_convolutional
 from compiler.zoo.family import Entry, Family, normalisation, settle
 from compiler.zoo.neuron import LIF
 from compiler.zoo.spikformer import Spikformer
@@ -16,7 +16,12 @@ from isa.errors import CStepError
 
 __all__ = ["FAMILIES", "LIF", "Entry", "Family", "Spikformer", "build", "names", "normalisation", "recognise"]
 
-FAMILIES: tuple[Family, ...] = (*spikformer.FAMILIES, *qkformer.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *spikformer.FAMILIES,
+    *spikformer_convolutional.FAMILIES,
+    *qkformer.FAMILIES,
+    *sdt_v2.FAMILIES,
+)
 
 
 def names() -> list[str]:

@@ -10,64 +10,16 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compiler.zoo.family import Argument, Family, defaults, read_sizes
+from compiler.zoo.family import Argument, Family, defaults, layout_pattern, read_sizes
+from compiler.zoo.layers import PatchSplitting, check_patch, check_sizes, initialise
 from compiler.zoo.neuron import LIF
-from isa.errors import CStepError
+
+HALVED = "0011"
 
 
 def normalise_tokens(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """BatchNorm over the channels of [TB, N, C], which BatchNorm1d wants in the middle."""
     return norm(x.transpose(-1, -2)).transpose(-1, -2)
-
-
-class PatchSplitting(nn.Module):
-    """Images [T, B, in_channels, H, W] -> counts {0, 1, 2} [T, B, N, C], N = H/4 * W/4.
-
-    Four convolutions with neurons, the last two halved by an overlapping max-pool (on spikes, so an OR), then a fifth
-    as relative position embedding, added to its own input.
-    """
-
-    def __init__(self, in_channels: int, embed_dims: int, tau: float, threshold: float) -> None:
-        super().__init__()
-        eighth, quarter, half = embed_dims // 8, embed_dims // 4, embed_dims // 2
-        self.proj_conv = nn.Conv2d(in_channels, eighth, kernel_size=3, stride=1, padding=1, bias=False)
-        self.proj_bn = nn.BatchNorm2d(eighth)
-        self.proj_lif = LIF(tau, threshold)
-
-        self.proj_conv1 = nn.Conv2d(eighth, quarter, kernel_size=3, stride=1, padding=1, bias=False)
-        self.proj_bn1 = nn.BatchNorm2d(quarter)
-        self.proj_lif1 = LIF(tau, threshold)
-
-        self.proj_conv2 = nn.Conv2d(quarter, half, kernel_size=3, stride=1, padding=1, bias=False)
-        self.proj_bn2 = nn.BatchNorm2d(half)
-        self.proj_lif2 = LIF(tau, threshold)
-        self.maxpool2 = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-
-        self.proj_conv3 = nn.Conv2d(half, embed_dims, kernel_size=3, stride=1, padding=1, bias=False)
-        self.proj_bn3 = nn.BatchNorm2d(embed_dims)
-        self.proj_lif3 = LIF(tau, threshold)
-        self.maxpool3 = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-
-        self.rpe_conv = nn.Conv2d(embed_dims, embed_dims, kernel_size=3, stride=1, padding=1, bias=False)
-        self.rpe_bn = nn.BatchNorm2d(embed_dims)
-        self.rpe_lif = LIF(tau, threshold)
-
-    def forward(self, x: Tensor) -> Tensor:
-        steps, batch = x.shape[:2]
-
-        def over_time(frames: Tensor) -> Tensor:
-            return frames.reshape(steps, batch, *frames.shape[1:])
-
-        x = x.flatten(0, 1)
-        x = self.proj_lif(over_time(self.proj_bn(self.proj_conv(x)))).flatten(0, 1)
-        x = self.proj_lif1(over_time(self.proj_bn1(self.proj_conv1(x)))).flatten(0, 1)
-        x = self.proj_lif2(over_time(self.proj_bn2(self.proj_conv2(x)))).flatten(0, 1)
-        x = self.maxpool2(x)
-        x = self.proj_lif3(over_time(self.proj_bn3(self.proj_conv3(x)))).flatten(0, 1)
-        x = self.maxpool3(x)
-        position = self.rpe_lif(over_time(self.rpe_bn(self.rpe_conv(x))))
-        x = position + over_time(x)
-        return x.flatten(-2).transpose(-1, -2)
 
 
 class SpikingSelfAttention(nn.Module):
@@ -175,11 +127,12 @@ class Spikformer(nn.Module):
         attention_scale: float = 0.125,
     ) -> None:
         super().__init__()
-        check_sizes(img_size_h, img_size_w, patch_size, embed_dims, num_heads)
+        check_patch("Spikformer", patch_size, "CIFAR", HALVED)
+        check_sizes("Spikformer", img_size_h, img_size_w, embed_dims, num_heads, patch_size)
         self.T = T
         self.num_classes = num_classes
         self.depths = depths
-        self.patch_embed = PatchSplitting(in_channels, embed_dims, tau, threshold)
+        self.patch_embed = PatchSplitting(in_channels, embed_dims, HALVED, tau, threshold)
         self.block = nn.ModuleList(
             Block(
                 SpikingSelfAttention(embed_dims, num_heads, attention_scale, tau, threshold, attention_threshold),
@@ -192,7 +145,7 @@ class Spikformer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[T, B, in_channels, H, W] -> the mean over tokens at every timestep [T, B, C]."""
-        x = self.patch_embed(x)
+        x = self.patch_embed(x).flatten(-2).transpose(-1, -2)
         for block in self.block:
             x = block(x)
         return x.mean(2)
@@ -200,27 +153,6 @@ class Spikformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.unsqueeze(0).repeat(self.T, 1, 1, 1, 1)
         return self.head(self.forward_features(x).mean(0))
-
-
-def initialise(module: nn.Module) -> None:
-    """The published start: narrow linear layers without bias; convolutions stay as torch makes them."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def check_sizes(img_size_h: int, img_size_w: int, patch_size: int, embed_dims: int, num_heads: int) -> None:
-    """Refuse what the layout cannot be built for, before torch does so in its own words."""
-    sizes = {"img_size_h": img_size_h, "img_size_w": img_size_w, "embed_dims": embed_dims, "num_heads": num_heads}
-    for name, size in sizes.items():
-        if size < 1:
-            raise CStepError(f"Spikformer: {name}={size} must be positive")
-    if patch_size != 4:
-        raise CStepError(f"Spikformer: patch_size={patch_size}, but the CIFAR layout halves the image twice: 4")
-    if img_size_h % 4 or img_size_w % 4:
-        raise CStepError(f"Spikformer: image {img_size_h}x{img_size_w} does not divide into patches of 4x4")
-    if embed_dims % 8 or embed_dims % num_heads:
-        raise CStepError(f"Spikformer: embed_dims={embed_dims} must be a multiple of 8 and of num_heads={num_heads}")
 
 
 def published(named: Mapping[str, int]) -> Mapping[str, Argument]:
@@ -235,7 +167,7 @@ def sizes(state: Mapping[str, Tensor]) -> Mapping[str, Argument]:
 FAMILIES = (
     Family(
         name="spikformer",
-        pattern=r"spikformer-(?P<depths>\d+)-(?P<embed_dims>\d+)",
+        pattern=layout_pattern("spikformer", "cifar", bare=r"(?!8-(?:384|512|768)$)\d+-\d+"),
         examples={
             "spikformer-4-384": 9_324_730,
             "spikformer-4-256": 4_155_178,

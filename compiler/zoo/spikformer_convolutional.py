@@ -142,7 +142,7 @@ FAMILIES = (
     Family(
         name="spikformer-imagenet",
         pattern=layout_pattern("spikformer", "imagenet", bare=r"8-(?:384|512|768)"),
-        examples={"spikformer-8-384": 0, "spikformer-8-512": 0, "spikformer-8-768": 0},
+        examples={"spikformer-8-384": 16_816_024, "spikformer-8-512": 29_689_384, "spikformer-8-768": 66_338_632},
         construct=ConvolutionalSpikformer,
         published=published_imagenet,
         sizes=sizes,
@@ -153,7 +153,7 @@ FAMILIES = (
     Family(
         name="spikformer-events",
         pattern=r"spikformer-events-(?P<depths>\d+)-(?P<embed_dims>\d+)",
-        examples={"spikformer-events-2-256": 0},
+        examples={"spikformer-events-2-256": 2_566_666},
         construct=ConvolutionalSpikformer,
         published=published_events,
         sizes=sizes,

@@ -1,11 +1,11 @@
-"""Which bytes of a region hold something, followed exactly through strided footprints."""
+"""Footprints: which bytes hold something, followed exactly through strides, and what an instruction overwrites."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isa.word import Strided
+from isa.word import Address, Instruction, Strided
 
 
 def simplified(shape: Strided) -> Strided:
@@ -34,6 +34,24 @@ def overlaps_itself(shape: Strided) -> bool:
                 return True
             extent += (count - 1) * stride
     return False
+
+
+def overwritten(instruction: Instruction) -> str | None:
+    """Which operand an instruction overwrites before it has read all of it, as one phrase, or None."""
+    places = {access.field: access for access in instruction.accesses()}
+    for name, spec in instruction.layout:
+        if not isinstance(spec, Address) or name not in places:
+            continue
+        mine = places[name]
+        for other in (places[operand] for operand in (*spec.apart, *spec.in_place) if operand in places):
+            same = other.field in spec.in_place and mine.start == other.start
+            if mine.start < other.stop and other.start < mine.stop and not same:
+                starts = f", or start at {other.start}" if other.field in spec.in_place else ""
+                return (
+                    f"writes {name} {mine.start}..{mine.stop - 1} over {other.field} {other.start}..{other.stop - 1}; "
+                    f"it must lie apart{starts}"
+                )
+    return None
 
 
 class Written:

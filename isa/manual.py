@@ -82,9 +82,9 @@ def _regions() -> str:
     holds = {
         Region.DRAM: ("the program's own size", "weights and constants, the input, the output, spilled trains"),
         Region.WEIGHT: (machine.weight_buffer_bytes, "int8 weights"),
-        Region.SPIKE: (machine.spike_buffer_bytes, "spike words; images and events as int8"),
-        Region.OUTPUT: (machine.output_buffer_bytes, "accumulators, membranes, features, logits"),
-        Region.CONSTANT: (machine.constant_buffer_bytes, "biases and thresholds"),
+        Region.SPIKE: (machine.spike_buffer_bytes, "spike words; images, events and 8-bit streams as int8"),
+        Region.OUTPUT: (machine.output_buffer_bytes, "accumulators, membranes, 16-bit streams, features, logits"),
+        Region.CONSTANT: (machine.constant_buffer_bytes, "biases, thresholds, multipliers"),
     }
     rows = [(int(region), f"`{region.name}`", *holds[region]) for region in Region]
     return (
@@ -153,11 +153,18 @@ def _where(spec: Address) -> str:
 
 
 def _condition(spec: Address) -> str:
-    if spec.only_if:
-        return f", only if `{spec.only_if}` is not 0"
+    condition = f", only if `{spec.only_if}` is not 0" if spec.only_if else ""
     if spec.unless:
-        return f"; with `{spec.unless}` only writes" if spec.role == "updates" else f"; not with `{spec.unless}`"
-    return ""
+        condition += f"; with `{spec.unless}` only writes" if spec.role == "updates" else f"; not with `{spec.unless}`"
+    if spec.in_place:
+        condition += f"; may start where {_names(spec.in_place)} starts"
+    if spec.apart:
+        condition += f"; apart from {_names(spec.apart)}"
+    return condition
+
+
+def _names(fields: tuple[str, ...]) -> str:
+    return " or ".join(f"`{name}`" for name in fields)
 
 
 def _fenced(content: str) -> str:

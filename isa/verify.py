@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from isa.errors import CStepError
-from isa.footprint import Written, overlaps_itself, simplified
+from isa.footprint import Written, overlaps_itself, overwritten, simplified
 from isa.instructions import Copy, End, Fire, Layer, Multiply
 from isa.machine import Machine
 from isa.ordering import check_order, place, span
@@ -134,6 +134,9 @@ def _check_words(code: tuple[Instruction, ...], sizes: dict[Region, int]) -> lis
                     f"{place(index, instruction)} the runs it writes to {access.field} {span(access)} overlap; "
                     "each stride must be at least what lies inside it"
                 )
+        problem = overwritten(instruction)
+        if problem:
+            raise CStepError(f"{place(index, instruction)} {problem}")
         result.append(accesses)
     return result
 

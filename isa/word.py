@@ -98,18 +98,26 @@ class Address:
     """Name of a field that must be non-zero for the access to happen."""
     align: int = 1
     """The address must be a multiple of this: the size of what lies there."""
+    apart: tuple[str, ...] = ()
+    """Operands that are still read when writing has begun: what is written here overlaps none of their bytes."""
+    in_place: tuple[str, ...] = ()
+    """Operands that this one may start where they do; anywhere else, they are as those of `apart`."""
 
 
 def reads(region: Region, bits: int, unless: str = "", only_if: str = "", align: int = 1) -> Address:
     return Address(bits, "reads", region, unless=unless, only_if=only_if, align=align)
 
 
-def writes(region: Region, bits: int, align: int = 1) -> Address:
-    return Address(bits, "writes", region, align=align)
+def writes(
+    region: Region, bits: int, align: int = 1, apart: tuple[str, ...] = (), in_place: tuple[str, ...] = ()
+) -> Address:
+    return Address(bits, "writes", region, align=align, apart=apart, in_place=in_place)
 
 
-def updates(region: Region, bits: int, unless: str = "", only_if: str = "", align: int = 1) -> Address:
-    return Address(bits, "updates", region, unless=unless, only_if=only_if, align=align)
+def updates(
+    region: Region, bits: int, unless: str = "", only_if: str = "", align: int = 1, apart: tuple[str, ...] = ()
+) -> Address:
+    return Address(bits, "updates", region, unless=unless, only_if=only_if, align=align, apart=apart)
 
 
 Spec = Count | Flag | Choice | Address

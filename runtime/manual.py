@@ -28,6 +28,8 @@ one accumulation for each output channel. Four figures stand side by side, becau
 * `sop_hw` is `sop_union` plus those merges (two additions per output for every pair and timestep of an instruction
   with anything in common): what the PEs do. With `--no-share` it is `sop_bit`.
 
+A depthwise convolution counts like any other, with one output for each input; its channels share nothing.
+
 All of them count each accumulate instruction for itself: a layer whose input channels are cut into tiles, or whose
 input has several bit planes, merges once in each. Energy and cycles are charged for `sop_hw`, never for `sop_union`.
 
@@ -36,7 +38,8 @@ input has several bit planes, merges once in each. Energy and cycles are charged
 A spike word holds 16 channels. A word mask has one bit a word; only non-zero words travel over DRAM and are walked by
 the PEs. `dram_spike_bytes` are the non-zero words, `dram_mask_bytes` the masks (rounded up to bytes a run). In the
 buffers and in DRAM every word keeps its slot, so that addresses do not depend on the data: capacity is planned for
-dense spikes, only traffic shrinks.
+dense spikes, only traffic shrinks. Images, membranes and fixed-point streams (`dram_stream_bytes`, 16 bits a value, 8
+where a multiplication reads them) travel as they are.
 
 ## Cycles
 

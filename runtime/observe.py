@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from isa.errors import CStepError
 from isa.instructions import Fire, words_of
 from isa.program import Program
-from runtime.reference.neuron import currents_of
-from runtime.reference.spikes import bits_of, int32_at, word_indices
+from runtime.reference.neuron import fire_currents
+from runtime.reference.spikes import bits_of, word_indices
 from runtime.state import State
 
 
 @dataclass
 class Observation:
-    """Currents int32 and spikes uint8 by layer index: [inputs, timesteps, rows * columns, channels]."""
+    """Currents int32 and spikes uint8 by layer index: [inputs, timesteps, rows * columns, channels].
+
+    A neuron with `levels` has its level, 0..levels, for a spike.
+    """
 
     currents: dict[int, NDArray[np.int32]]
     spikes: dict[int, NDArray[np.uint8]]
@@ -58,10 +61,7 @@ class Before:
 
 def before_fire(each: Fire, state: State) -> Before:
     """Currents and residual values, [steps, pixels, outputs]."""
-    shape = (each.steps, each.pixels, each.outputs)
-    sums = int32_at(state.output, each.accumulators, each.steps * each.pixels * each.outputs).reshape(shape)
-    bias = int32_at(state.constant, each.constants, each.outputs)
-    return Before(currents_of(each, sums, bias), _values(each, state, each.residual, each.residual_planes))
+    return Before(fire_currents(each, state), _values(each, state, each.residual, each.residual_planes))
 
 
 def after_fire(
@@ -72,7 +72,8 @@ def after_fire(
     first = row * columns + column
     here = (slice(step, step + each.steps), slice(first, first + each.pixels), slice(channel, channel + each.outputs))
     seen.currents[layer][here] = before.currents
-    seen.spikes[layer][here] = (_values(each, state, each.result, each.planes) - before.residual) & 1
+    emitted = _values(each, state, each.result, each.planes) - before.residual
+    seen.spikes[layer][here] = emitted if each.levels else emitted & 1
 
 
 def _values(each: Fire, state: State, address: int, planes: int) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ The word mask buffer has no addresses of its own: its bit i says whether word i 
 from isa.instructions.control import End, Layer
 from isa.instructions.copy import Copy, Load, Store
 from isa.instructions.neuron import Add, Fire, Mask, Rescale
-from isa.instructions.pool import Pool, PoolValues
+from isa.instructions.pool import Dilate, Pool, PoolValues
 from isa.instructions.sfu import Attend, Classify, Sum, SumHeads, SumValues
 from isa.instructions.sizes import (
     ACCUMULATOR_BYTES,
@@ -33,6 +33,6 @@ from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
 
 __all__ = [
     "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "MEMBRANE_BYTES", "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STREAM_BYTES",
-    "Accumulate", "Add", "Attend", "Classify", "Copy", "Depthwise", "End", "Fire", "Layer", "Load", "Mask", "Multiply",
-    "Pool", "PoolValues", "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "words_of",
+    "Accumulate", "Add", "Attend", "Classify", "Copy", "Depthwise", "Dilate", "End", "Fire", "Layer", "Load", "Mask",
+    "Multiply", "Pool", "PoolValues", "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "words_of",
 ]  # fmt: skip

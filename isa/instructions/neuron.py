@@ -1,4 +1,4 @@
-"""What runs on the neuron unit: firing, pooling, additions."""
+"""What runs on the neuron unit, neuron by neuron: firing, additions, rescaling, masks."""
 
 from __future__ import annotations
 
@@ -49,16 +49,20 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         v = 0 where s (or h - s * threshold[c] where `soft`), h elsewhere, then clamped to int16
         value = residual[step, p, c] + s, as `planes` planes of the result
     `start` begins with v = 0 instead of the membrane buffer; v is written back after the last step. `narrow`: the
-    accumulators are int16, a tile of a fixed-point stream [step][pixel][output].
+    accumulators are int16, a tile of a fixed-point stream [step][pixel][output]. `levels` has no residual; its
+    value 0..D is the result's.
     The result is [plane][step][pixel][word]; `residual` has the same strides and `residual_planes` planes.
     Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes).
     """
 
     accumulators: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
     constants: Annotated[int, reads(Region.CONSTANT, 16, align=4)]
-    membranes: Annotated[int, updates(Region.OUTPUT, 18, unless="start", only_if="charge", align=MEMBRANE_BYTES)]
+    membranes: Annotated[
+        int,
+        updates(Region.OUTPUT, 18, unless="start", only_if="charge", align=MEMBRANE_BYTES, apart=("accumulators",)),
+    ]
     residual: Annotated[int, reads(Region.SPIKE, 17, only_if="residual_planes")]
-    result: Annotated[int, writes(Region.SPIKE, 17)]
+    result: Annotated[int, writes(Region.SPIKE, 17, in_place=("residual",))]
     residual_planes: Annotated[int, Count(3)]
     planes: Annotated[int, Count(3, 1)]
     steps: Annotated[int, Count(4, 1)]
@@ -71,7 +75,7 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     divisor: Annotated[int, Count(5)]
     start: Annotated[int, Flag()]
     soft: Annotated[int, Flag()]
-    levels: Annotated[int, Count(3)]
+    levels: Annotated[int, Count(4)]
     ties_even: Annotated[int, Flag()]
     narrow: Annotated[int, Flag()]
     plane_stride: Annotated[int, Count(17)]
@@ -135,7 +139,7 @@ class Add(Instruction, opcode=0x32, unit=Unit.NEURON):
 
     left: Annotated[int, reads(Region.SPIKE, 17)]
     right: Annotated[int, reads(Region.SPIKE, 17)]
-    result: Annotated[int, writes(Region.SPIKE, 17)]
+    result: Annotated[int, writes(Region.SPIKE, 17, in_place=("left", "right"))]
     left_planes: Annotated[int, Count(3, 1)]
     right_planes: Annotated[int, Count(3, 1)]
     planes: Annotated[int, Count(3, 1)]
@@ -170,7 +174,7 @@ class Add(Instruction, opcode=0x32, unit=Unit.NEURON):
 class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
     """value[step, p, c] = clamp(((accumulator * multiplier[c] + half) >> divisor) + bias[c]): a fixed-point stream.
 
-    half = 1 << divisor >> 1; in 64-bit integers, clamped to int16 (int8 where `small`). With `adds`,
+    half = 1 << divisor >> 1; in 64-bit integers that wrap, clamped to int16 (int8 where `small`). With `adds`,
     value = clamp(value + addend[step, p, c]), the addend int16. Accumulators are int32, or int16 (a stream's tile)
     where `narrow`. All are [step][pixel][output]; constants are biases int32, then multipliers int32.
     Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes).
@@ -179,7 +183,7 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
     accumulators: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
     constants: Annotated[int, reads(Region.CONSTANT, 16, align=4)]
     addend: Annotated[int, reads(Region.OUTPUT, 18, only_if="adds", align=STREAM_BYTES)]
-    result: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES)]
+    result: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES, in_place=("accumulators", "addend"))]
     steps: Annotated[int, Count(4, 1)]
     pixels: Annotated[int, Count(14, 1)]
     outputs: Annotated[int, Count(9, 1)]
@@ -228,7 +232,7 @@ class Mask(Instruction, opcode=0x34, unit=Unit.NEURON):
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
     mask: Annotated[int, reads(Region.SPIKE, 17)]
-    result: Annotated[int, writes(Region.SPIKE, 17)]
+    result: Annotated[int, writes(Region.SPIKE, 17, apart=("mask",), in_place=("spikes",))]
     steps: Annotated[int, Count(4, 1)]
     tokens: Annotated[int, Count(12, 1)]
     heads: Annotated[int, Count(9, 1)]

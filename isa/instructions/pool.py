@@ -1,4 +1,4 @@
-"""Max-pooling of spikes, counts and fixed-point streams, on the neuron unit."""
+"""Max-pooling on the neuron unit: of spikes, counts and fixed-point streams over pixels, of spikes over channels."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from isa.machine import Machine
 from isa.word import (
     Cost,
     Count,
+    Instruction,
     Region,
     Strided,
     Unit,
@@ -37,7 +38,7 @@ class Pool(Window, opcode=0x31, unit=Unit.NEURON):
     """
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
-    result: Annotated[int, writes(Region.SPIKE, 17)]
+    result: Annotated[int, writes(Region.SPIKE, 17, apart=("spikes",))]
     result_step_stride: Annotated[int, Count(18)]
     planes: Annotated[int, Count(3, 1)]
 
@@ -77,7 +78,7 @@ class PoolValues(Window, opcode=0x35, unit=Unit.NEURON):
     """
 
     values: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
-    result: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES)]
+    result: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES, apart=("values",))]
 
     def extents(self) -> dict[str, Strided]:
         made = self.steps * self.rows * self.columns * self.inputs
@@ -95,3 +96,56 @@ class PoolValues(Window, opcode=0x35, unit=Unit.NEURON):
         super().check()
         if (self.pixel_stride | self.step_stride) % STREAM_BYTES:
             raise CStepError("poolvalues: strides must be multiples of 2 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dilate(Instruction, opcode=0x36, unit=Unit.NEURON):
+    """result[step, i, h*width + c] = OR of spike[step, i + a, h*width + c + b] for |a|, |b| <= reach.
+
+    Max-pooling of spikes over tokens and channels (SDT-V1 on event streams): a window of 2*reach + 1 tokens by as many
+    channels of the same head; what lies outside the tokens or the head is zero. Both sides have the same strides.
+    Cycles: 8 + ceil(steps * tokens * words * 16 * (2*reach + 1) / neuron lanes): one pass a token of the window.
+    """
+
+    spikes: Annotated[int, reads(Region.SPIKE, 17)]
+    result: Annotated[int, writes(Region.SPIKE, 17, apart=("spikes",))]
+    steps: Annotated[int, Count(4, 1)]
+    tokens: Annotated[int, Count(12, 1)]
+    heads: Annotated[int, Count(9, 1)]
+    width: Annotated[int, Count(10, 1)]
+    reach: Annotated[int, Count(3, 1)]
+    pixel_stride: Annotated[int, Count(12, 2)]
+    step_stride: Annotated[int, Count(17)]
+
+    @property
+    def words(self) -> int:
+        return words_of(self.heads * self.width)
+
+    @property
+    def taps(self) -> int:
+        """Pairs of (token, token of its window) inside the tokens, per step."""
+        return _inside(self.tokens, self.reach)
+
+    def extents(self) -> dict[str, Strided]:
+        run, strides = self.words * SPIKE_WORD_BYTES, (self.step_stride, self.pixel_stride)
+        return dict.fromkeys(("spikes", "result"), Strided(run, (self.steps, self.tokens), strides))
+
+    def cost(self, machine: Machine) -> Cost:
+        spikes = self.steps * self.tokens * self.words * SPIKES_PER_WORD * (2 * self.reach + 1)
+        return Cost(NEURON_FILL + ceil_divide(spikes, machine.neuron_lanes))
+
+    def counts(self) -> dict[str, int]:
+        row = self.words * SPIKE_WORD_BYTES
+        return {
+            "pool_taps": self.steps * self.taps * self.heads * _inside(self.width, self.reach),
+            "spike_buffer_bytes": self.steps * (self.taps + self.tokens) * row,
+        }
+
+    def check(self) -> None:
+        if (self.spikes | self.result | self.pixel_stride | self.step_stride) % 2:
+            raise CStepError("dilate: spike addresses and strides must be multiples of 2 bytes")
+
+
+def _inside(places: int, reach: int) -> int:
+    """Pairs of places at most `reach` apart."""
+    return sum(min(place + reach, places - 1) - max(place - reach, 0) + 1 for place in range(places))

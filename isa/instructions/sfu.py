@@ -35,8 +35,7 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
 
     Softmax-free attention of `heads` heads of `width` channels, for a tile of `queries` rows. Channel 0 of each operand
     is bit `first_bit` of the word at its address; an operand of several planes is a count train, its planes `steps`
-    steps apart. `values_first` computes q (kT v) instead of (q kT) v: the same
-    integers, other work.
+    steps apart. `values_first` computes q (kT v) instead of (q kT) v: the same integers, other work.
     Cycles: 8 + ceil(multiply-accumulates / SFU multipliers), with 2 * heads * queries * keys * width a step, or
     heads * width^2 * (keys + queries) with `values_first`.
     """
@@ -157,7 +156,7 @@ class Classify(Instruction, opcode=0x23, unit=Unit.SFU):
     features: Annotated[int, reads(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
     weights: Annotated[int, reads(Region.WEIGHT, 18)]
     constants: Annotated[int, reads(Region.CONSTANT, 16, only_if="fresh", align=4)]
-    logits: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    logits: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES, apart=("features",))]
     inputs: Annotated[int, Count(12, 1)]
     outputs: Annotated[int, Count(12, 1)]
     fresh: Annotated[int, Flag()]
@@ -236,7 +235,7 @@ class SumValues(Instruction, opcode=0x25, unit=Unit.SFU):
     """
 
     values: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
-    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES, apart=("values",))]
     steps: Annotated[int, Count(4, 1)]
     tokens: Annotated[int, Count(14, 1)]
     inputs: Annotated[int, Count(12, 1)]

@@ -125,8 +125,9 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
 class Depthwise(Window, opcode=0x11, unit=Unit.PE):
     """accumulator[step, pixel, c] += sum over taps of spike[step, tap, c] * weight[tap, c] << plane.
 
-    Every channel by itself, so nothing is shared. `fresh` starts from zero. Pairs, steps and rounds are as in
-    `Accumulate`; a PE takes one cycle for each tap and word of its pair's two pixels that is not zero.
+    Every channel by itself, so nothing is shared. `fresh` starts from zero. Pairs, steps, rounds and the weight port
+    are as in `Accumulate`; for each non-zero word under a tap of either of its two pixels, a PE fetches that tap's
+    sixteen weights and adds those whose bit is set.
     Cycles: ceil(16 / lanes) * sum over rounds of (max over PEs of non-zero words under the taps + 4); the work
     measured is that sum.
     """

@@ -1,14 +1,22 @@
-"""Fire, Pool and Add, as their docstrings say, on whole arrays."""
+"""Fire, Add, Rescale and Mask, as their docstrings say, on whole arrays."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isa.instructions import Add, Fire, Pool, words_of
+from isa.instructions import Add, Fire, Mask, Rescale, words_of
 from isa.word import Charge
-from runtime.reference.pe import taps
-from runtime.reference.spikes import bits_of, int32_at, read_words, word_indices, words_from, write_words
+from runtime.reference.spikes import (
+    bits_of,
+    int16_at,
+    int32_at,
+    put_int16,
+    read_words,
+    word_indices,
+    words_from,
+    write_words,
+)
 from runtime.state import State
 
 Integers = NDArray[np.int64]
@@ -16,39 +24,53 @@ Integers = NDArray[np.int64]
 
 def fire(each: Fire, state: State) -> None:
     """Charge, compare, reset, and write the spikes, added to the residual where there is one."""
-    neurons = each.pixels * each.outputs
-    sums = int32_at(state.output, each.accumulators, each.steps * neurons)
-    bias = int32_at(state.constant, each.constants, each.outputs)
+    shape = (each.pixels, each.outputs)
     threshold = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
-    currents = currents_of(each, sums.reshape(each.steps, each.pixels, each.outputs), bias)
-    kept = state.output[each.membranes : each.membranes + 2 * neurons]
-    held = kept.copy().view("<i2").astype(np.int64).reshape(each.pixels, each.outputs)
-    membrane = np.zeros_like(held) if each.start else held
+    currents = fire_currents(each, state)
+    held = each.charge != Charge.NONE and not each.start
+    membrane = int16_at(state.output, each.membranes, each.pixels * each.outputs).reshape(shape) if held else 0
     spikes = np.zeros_like(currents)
     for step in range(each.steps):
         charged = charge(each, membrane, currents[step])
-        spikes[step] = charged >= threshold
-        reset = charged - threshold if each.soft else 0
-        membrane = np.clip(np.where(spikes[step] == 1, reset, charged), -(1 << 15), (1 << 15) - 1)
-    kept[:] = membrane.astype("<i2").reshape(-1).view(np.uint8)
+        spikes[step] = emitted(each, charged, threshold)
+        reset = charged - spikes[step] * threshold if each.soft else 0
+        membrane = np.clip(np.where(spikes[step] > 0, reset, charged), -(1 << 15), (1 << 15) - 1)
+    if each.charge != Charge.NONE:
+        put_int16(state.output, each.membranes, np.asarray(membrane))
     residual = _planes(each, state, each.residual, each.residual_planes)
     _write_planes(each, state, residual + spikes)
 
 
-def currents_of(each: Fire, sums: Integers, bias: Integers) -> Integers:
-    """The neurons' input currents: accumulators rounded to the membrane's unit, and the bias."""
+def fire_currents(each: Fire, state: State) -> Integers:
+    """The neurons' input currents [steps, pixels, outputs]: accumulators in the membrane's unit, and the bias."""
+    shape = (each.steps, each.pixels, each.outputs)
+    sums_at = int16_at if each.narrow else int32_at
+    sums = sums_at(state.output, each.accumulators, each.steps * each.pixels * each.outputs).reshape(shape)
+    bias = int32_at(state.constant, each.constants, each.outputs)
     rounded = (sums + (1 << each.drop >> 1)) >> each.drop
     return (rounded << each.shift) + bias
 
 
-def charge(each: Fire, membrane: Integers, current: Integers) -> Integers:
+def charge(each: Fire, membrane: Integers | int, current: Integers) -> Integers:
     """The membrane before the comparison with the threshold."""
     half = 1 << each.divisor >> 1
     if each.charge == Charge.LIF:
         return membrane + (((current - membrane) * each.multiplier + half) >> each.divisor)
     if each.charge == Charge.LIF_UNDECAYED:
         return membrane + current - ((membrane * each.multiplier + half) >> each.divisor)
-    return membrane + current
+    return current if each.charge == Charge.NONE else membrane + current
+
+
+def emitted(each: Fire, charged: Integers, threshold: Integers) -> Integers:
+    """0 or 1, or with `levels` how many of the thresholds between two levels are reached."""
+    if not each.levels:
+        return (charged >= threshold).astype(np.int64)
+    total = np.zeros_like(charged)
+    for level in range(1, each.levels + 1):
+        between = (2 * level - 1) * threshold
+        above_only = each.ties_even and level % 2
+        total += 2 * charged > between if above_only else 2 * charged >= between
+    return total
 
 
 def _places(each: Fire, address: int, plane: int) -> Integers:
@@ -71,16 +93,6 @@ def _write_planes(each: Fire, state: State, values: Integers) -> None:
         write_words(state, _places(each, each.result, plane), words_from(bits))
 
 
-def pool(each: Pool, state: State) -> None:
-    """The largest spike of every window."""
-    strides, counts = (each.step_stride, each.pixel_stride), (each.steps, each.input_rows * each.input_columns)
-    words = read_words(state, word_indices(each.spikes, strides, counts, words_of(each.inputs)))
-    pooled = taps(each, bits_of(words, each.inputs)).max(axis=3).astype(np.uint8)  # pyright: ignore
-    strides, counts = (each.result_step_stride, each.pixel_stride), (each.steps, each.rows * each.columns)
-    places = word_indices(each.result, strides, counts, words_of(each.inputs))
-    write_words(state, places, words_from(pooled.reshape(*counts, each.inputs)))
-
-
 def add(each: Add, state: State) -> None:
     """Counts of two trains added; planes beyond the result's are dropped."""
     total = np.zeros((each.pixels, each.words * 16), np.int64)
@@ -96,3 +108,32 @@ def add(each: Add, state: State) -> None:
 def _add_places(each: Add, address: int, plane: int) -> Integers:
     start = address + plane * each.plane_stride
     return word_indices(start, (0, 2 * each.words), (1, each.pixels), each.words)
+
+
+def rescale(each: Rescale, state: State) -> None:
+    """Accumulators times multipliers, shifted, plus biases and what is to be added: values of a stream."""
+    values_at = int16_at if each.narrow else int32_at
+    sums = values_at(state.output, each.accumulators, each.values).reshape(-1, each.outputs)
+    bias = int32_at(state.constant, each.constants, each.outputs)
+    multiplier = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
+    top = 1 << (7 if each.small else 15)
+    values = np.clip(((sums * multiplier + (1 << each.divisor >> 1)) >> each.divisor) + bias, -top, top - 1)
+    if each.adds:
+        values += int16_at(state.output, each.addend, each.values).reshape(values.shape)
+        values = np.clip(values, -top, top - 1)
+    if each.small:
+        state.output[each.result : each.result + each.values] = values.astype(np.int8).reshape(-1).view(np.uint8)
+    else:
+        put_int16(state.output, each.result, values)
+
+
+def mask(each: Mask, state: State) -> None:
+    """Spikes where the mask has one for the channel, or for its head."""
+    counts, channels = (each.steps, each.tokens), each.heads * each.width
+    places = word_indices(each.spikes, (each.step_stride, each.pixel_stride), counts, each.words)
+    masks = each.heads if each.by_head else channels
+    mask_strides = (each.mask_step_stride, each.mask_pixel_stride)
+    gates = bits_of(read_words(state, word_indices(each.mask, mask_strides, counts, words_of(masks))), masks)
+    gates = np.repeat(gates, channels // masks, axis=2)
+    kept = bits_of(read_words(state, places), channels) & gates
+    write_words(state, places + (each.result - each.spikes) // 2, words_from(kept))

@@ -1,30 +1,48 @@
-"""Accumulate and Multiply: every tap gathered (im2col), one matrix product, and counts of the gathered bits."""
+"""Accumulate, Depthwise and Multiply: every tap gathered (im2col), one product, and counts of the gathered bits."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate, Multiply, Window, words_of
+from isa.instructions import Accumulate, Depthwise, Multiply, Window, words_of
 from isa.machine import Machine
 from runtime.record import RECORD
 from runtime.reference.spikes import Bits, bits_of, int32_at, put_int32, read_words, word_indices, words_from
 from runtime.state import State
 
 Integers = NDArray[np.int64]
+Value = TypeVar("Value", bound=np.generic)
 
 
 def accumulate(each: Accumulate, state: State, machine: Machine, share: bool, record: Integers) -> None:
     """accumulator += (spikes @ weights) << plane, counted as the PEs do it."""
-    strides = (each.step_stride, each.pixel_stride)
-    counts = (each.steps, each.input_rows * each.input_columns)
-    words = read_words(state, word_indices(each.spikes, strides, counts, words_of(each.inputs)))
-    bits = bits_of(words, each.inputs)
-    gathered = taps(each, bits)
+    gathered = _spikes_under_taps(each, state)
     _add(each, state, _product(each, gathered, state) << each.plane)
     check_range(each.mnemonic, state.output, each.accumulators, gathered[..., 0, 0].size * each.outputs, machine)
     _count(each, gathered, machine, share and bool(each.share), record)
+
+
+def depthwise(each: Depthwise, state: State, machine: Machine, record: Integers) -> None:
+    """accumulator += (spikes * weights summed over taps) << plane, channel by channel."""
+    gathered = _spikes_under_taps(each, state)
+    size = gathered.shape[3] * each.inputs
+    weights = state.weight[each.weights : each.weights + size].view(np.int8).reshape(-1, each.inputs)
+    sums = np.einsum("srctk,tk->srck", gathered.astype(np.int64), weights.astype(np.int64))
+    _add(each, state, sums << each.plane)
+    check_range(each.mnemonic, state.output, each.accumulators, sums.size, machine)
+    _count_depthwise(each, gathered, machine, record)
+
+
+def _spikes_under_taps(each: Accumulate | Depthwise, state: State) -> NDArray[np.generic]:
+    """Bits [steps, rows, columns, tap, inputs]."""
+    strides = (each.step_stride, each.pixel_stride)
+    counts = (each.steps, each.input_rows * each.input_columns)
+    words = read_words(state, word_indices(each.spikes, strides, counts, words_of(each.inputs)))
+    return taps(each, bits_of(words, each.inputs))
 
 
 def multiply(each: Multiply, state: State, machine: Machine) -> None:
@@ -37,12 +55,12 @@ def multiply(each: Multiply, state: State, machine: Machine) -> None:
     check_range(each.mnemonic, state.output, each.accumulators, gathered[..., 0, 0].size * each.outputs, machine)
 
 
-def taps(each: Window, values: NDArray[np.uint8] | NDArray[np.int8]) -> NDArray[np.generic]:
-    """[steps, rows, columns, tap, inputs] of values [steps, input pixels, inputs]; outside the borders, zeros."""
+def taps(each: Window, values: NDArray[Value], outside: int = 0) -> NDArray[Value]:
+    """[steps, rows, columns, tap, inputs] of values [steps, input pixels, inputs], `outside` beyond the borders."""
     bottom = max((each.rows - 1) * each.stride + each.kernel_rows - each.top - each.input_rows, 0)
     right = max((each.columns - 1) * each.stride + each.kernel_columns - each.left - each.input_columns, 0)
     image = values.reshape(each.steps, each.input_rows, each.input_columns, each.inputs)
-    padded = np.pad(image, ((0, 0), (each.top, bottom), (each.left, right), (0, 0)))
+    padded = np.pad(image, ((0, 0), (each.top, bottom), (each.left, right), (0, 0)), constant_values=outside)
     rows = np.arange(each.rows)[:, None] * each.stride + np.arange(each.kernel_rows)
     columns = np.arange(each.columns)[:, None] * each.stride + np.arange(each.kernel_columns)
     gathered = padded[:, rows[:, None, :, None], columns[None, :, None, :]]
@@ -57,7 +75,7 @@ def _product(each: Accumulate | Multiply, gathered: NDArray[np.generic], state: 
     return sums.astype(np.int64).reshape(each.steps, each.rows, each.columns, each.outputs)
 
 
-def _add(each: Accumulate | Multiply, state: State, sums: Integers) -> None:
+def _add(each: Accumulate | Depthwise | Multiply, state: State, sums: Integers) -> None:
     before = 0 if each.fresh else int32_at(state.output, each.accumulators, sums.size).reshape(sums.shape)
     put_int32(state.output, each.accumulators, before + sums)
 
@@ -102,17 +120,30 @@ def _count(each: Accumulate, gathered: NDArray[np.generic], machine: Machine, sh
     record[RECORD.weight_buffer_bytes] = tasks.sum() * each.outputs
     record[RECORD.spike_buffer_bytes] = 2 * record[RECORD.words_read]
     overhead = 4 + (2 * (common > 0) if share else np.zeros_like(common))
-    record[RECORD.work] = _work(tasks, overhead, machine)
-
-
-def _work(tasks: Integers, overhead: Integers, machine: Machine) -> int:
-    """Cycles for weight rows [steps, pairs, tap, inputs] and overhead [steps, pairs], as the weight port has it."""
     width = -(-tasks.shape[3] // 16) * 16
     padded = np.pad(tasks, ((0, 0), (0, 0), (0, 0), (0, width - tasks.shape[3])))
-    by_word = padded.reshape(*tasks.shape[:2], -1, 16).sum(axis=-1)
+    record[RECORD.work] = _work(padded.reshape(*tasks.shape[:2], -1, 16).sum(axis=-1), overhead, machine)
+
+
+def _count_depthwise(each: Depthwise, gathered: NDArray[np.generic], machine: Machine, record: Integers) -> None:
+    """A PE takes a cycle, a word and sixteen weights for every non-zero word under the taps of its two pixels."""
+    held = words_from(gathered.astype(np.uint8)) != 0
+    left, right = _pairs(held)
+    by_word = (left + right).reshape(*left.shape[:2], -1)
+    record[RECORD.sop_bit] = np.count_nonzero(gathered)
+    record[RECORD.sop_value] = np.count_nonzero(gathered) << each.plane
+    record[RECORD.words_read] = np.count_nonzero(held)
+    record[RECORD.words_skipped] = each.taps * each.steps * words_of(each.inputs) - np.count_nonzero(held)
+    record[RECORD.weight_buffer_bytes] = 16 * np.count_nonzero(held)
+    record[RECORD.spike_buffer_bytes] = 2 * np.count_nonzero(held)
+    record[RECORD.work] = _work(by_word, np.full(by_word.shape[:2], 4), machine)
+
+
+def _work(by_word: Integers, overhead: Integers, machine: Machine) -> int:
+    """Cycles for work [steps, pairs, tap and word] and overhead [steps, pairs], as the weight port has it."""
     total, busy = 0, np.zeros((machine.window, machine.pairs), np.int64)
-    for step in range(0, tasks.shape[0], machine.window):
-        for pair in range(0, tasks.shape[1], machine.pairs):
+    for step in range(0, by_word.shape[0], machine.window):
+        for pair in range(0, by_word.shape[1], machine.pairs):
             here = (slice(step, step + machine.window), slice(pair, pair + machine.pairs))
             if machine.weight_port == "word":
                 total += int(by_word[here].max(axis=(0, 1)).sum() + overhead[here].max())

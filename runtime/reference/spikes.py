@@ -69,6 +69,16 @@ def int32_at(region: NDArray[np.uint8], address: int, count: int) -> NDArray[np.
     return region[address : address + 4 * count].copy().view("<i4").astype(np.int64)
 
 
+def int16_at(region: NDArray[np.uint8], address: int, count: int) -> NDArray[np.int64]:
+    """`count` int16 values at a byte address, as int64."""
+    return region[address : address + 2 * count].copy().view("<i2").astype(np.int64)
+
+
+def put_int16(region: NDArray[np.uint8], address: int, values: NDArray[np.int64]) -> None:
+    """Write values as int16 at a byte address."""
+    region[address : address + 2 * values.size] = values.astype("<i2").reshape(-1).view(np.uint8)
+
+
 def put_int32(region: NDArray[np.uint8], address: int, values: NDArray[np.int64]) -> None:
     """Write values as int32 at a byte address; what does not fit wraps, as it would in the slot."""
     region[address : address + 4 * values.size] = values.astype("<i4").reshape(-1).view(np.uint8)

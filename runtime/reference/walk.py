@@ -11,19 +11,26 @@ from isa.instructions import (
     Add,
     Attend,
     Classify,
+    Depthwise,
+    Dilate,
     End,
     Fire,
     Layer,
     Load,
+    Mask,
     Multiply,
     Pool,
+    PoolValues,
+    Rescale,
     Store,
     Sum,
+    SumHeads,
+    SumValues,
 )
 from isa.machine import Machine
 from isa.word import Instruction
 from runtime.decoded import Decoded
-from runtime.reference import dma, neuron, pe, sfu
+from runtime.reference import dma, neuron, pe, pool, sfu
 from runtime.state import State
 
 
@@ -46,6 +53,8 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             dma.copy(each, state, machine, record)
         case Accumulate():
             pe.accumulate(each, state, machine, share, record)
+        case Depthwise():
+            pe.depthwise(each, state, machine, record)
         case Multiply():
             pe.multiply(each, state, machine)
         case Attend():
@@ -54,13 +63,31 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             sfu.add_up(each, state)
         case Classify():
             sfu.classify(each, state)
-        case Fire():
-            neuron.fire(each, state)
-        case Pool():
-            neuron.pool(each, state)
-        case Add():
-            neuron.add(each, state)
+        case SumHeads():
+            sfu.sum_heads(each, state)
+        case SumValues():
+            sfu.sum_values(each, state)
+        case Fire() | Add() | Rescale() | Mask() | Pool() | PoolValues() | Dilate():
+            _on_neuron_unit(each, state)
         case Layer() | End():
             pass
         case _:
             raise CStepError(f"{each.mnemonic}: the reference family does not know this instruction")
+
+
+def _on_neuron_unit(each: Fire | Add | Rescale | Mask | Pool | PoolValues | Dilate, state: State) -> None:
+    match each:
+        case Fire():
+            neuron.fire(each, state)
+        case Add():
+            neuron.add(each, state)
+        case Rescale():
+            neuron.rescale(each, state)
+        case Mask():
+            neuron.mask(each, state)
+        case Pool():
+            pool.pool(each, state)
+        case PoolValues():
+            pool.pool_values(each, state)
+        case Dilate():
+            pool.dilate(each, state)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compiler.zoo import qkformer, sdt_v2, spikformer, spikformer_convolutional, spikingformer
+from compiler.zoo import qkformer, sdt_v1, sdt_v2, spikformer, spikformer_convolutional, spikingformer
 from compiler.zoo.family import Entry, Family, normalisation, settle
 from compiler.zoo.neuron import LIF
 from compiler.zoo.spikformer import Spikformer
@@ -20,6 +20,7 @@ FAMILIES: tuple[Family, ...] = (
     *spikformer.FAMILIES,
     *spikformer_convolutional.FAMILIES,
     *spikingformer.FAMILIES,
+    *sdt_v1.FAMILIES,
     *qkformer.FAMILIES,
     *sdt_v2.FAMILIES,
 )

@@ -11,14 +11,14 @@ from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 
 STAGES: tuple[str, ...] = ("", "1", "2", "3")
-"""What follows the keys of the four convolutions of a Spikformer's patch splitting."""
+"""What follows the keys of a stem's four convolutions."""
 
 
-class PatchSplitting(nn.Module):
-    """Images [T, B, in_channels, H, W] -> counts {0, 1, 2} [T, B, C, H / r, W / r] (Spikformer's SPS).
+class Stem(nn.Module):
+    """Four convolutions with norms and neurons, and a fifth with a norm as relative position embedding.
 
-    Four convolutions with neurons, then a fifth as relative position embedding, added to its own input. `halved` says
-    after which of the four an overlapping max-pool follows (on spikes, so an OR): "0011" in the CIFAR layout, r = 4.
+    `halved` says which of the four an overlapping max-pool belongs to: "0011" in the CIFAR layouts. The subclasses say
+    in which order all this is run.
     """
 
     def __init__(self, in_channels: int, embed_dims: int, halved: str, tau: float, threshold: float) -> None:
@@ -33,7 +33,6 @@ class PatchSplitting(nn.Module):
                 self.add_module(f"maxpool{stage}", nn.MaxPool2d(kernel_size=3, stride=2, padding=1))
         self.rpe_conv = nn.Conv2d(embed_dims, embed_dims, kernel_size=3, padding=1, bias=False)
         self.rpe_bn = nn.BatchNorm2d(embed_dims)
-        self.rpe_lif = LIF(tau, threshold)
 
     def current(self, stage: str, x: Tensor) -> Tensor:
         """Convolution and norm of a stage."""
@@ -45,6 +44,17 @@ class PatchSplitting(nn.Module):
 
     def pooled(self, stage: str, x: Tensor) -> Tensor:
         return self.get_submodule(f"maxpool{stage}")(x) if self.halved[stage] else x
+
+
+class PatchSplitting(Stem):
+    """Images [T, B, in_channels, H, W] -> counts {0, 1, 2} [T, B, C, H / r, W / r] (Spikformer, SPS).
+
+    Max-pools are on spikes, so an OR. The position embedding is spikes, added to the spikes that it was made of.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, halved: str, tau: float, threshold: float) -> None:
+        super().__init__(in_channels, embed_dims, halved, tau, threshold)
+        self.rpe_lif = LIF(tau, threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         steps = x.shape[0]

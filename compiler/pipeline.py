@@ -26,6 +26,7 @@ from compiler.ir.network import Network
 from compiler.passes.canonicalise import Canonicalise
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fuse_attention import FuseAttention
+from compiler.passes.fuse_masks import FuseMasks
 from compiler.passes.network_pass import NetworkPass
 from compiler.passes.quantise import Quantise
 from compiler.passes.reassociate_attention import ReassociateAttention
@@ -37,6 +38,7 @@ from isa.verify import verify
 PASSES: tuple[type[NetworkPass], ...] = (
     FuseAttention,
     Canonicalise,
+    FuseMasks,
     FoldBatchNorm,
     Quantise,
     ReassociateAttention,
@@ -46,7 +48,7 @@ PASSES: tuple[type[NetworkPass], ...] = (
 )
 
 DEFAULT_PASSES = (
-    "fuse-attention,canonicalise,fold-batch-norm,quantise{image-scale=SCALE accumulator-bits=BITS},"
+    "fuse-attention,canonicalise,fuse-masks,canonicalise,fold-batch-norm,quantise{image-scale=SCALE accumulator-bits=BITS},"
     "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
 from compiler.ir import spike
@@ -88,11 +90,39 @@ class Layout:
 
     def same_as(self, other: Layout) -> bool:
         """Whether both put every element into the same place."""
-        return (
-            self.sizes == other.sizes
-            and self.result_sizes == other.result_sizes
-            and self._element_order() == other._element_order()
-        )
+        return self.sizes == other.sizes and self.same_order(other)
+
+    def same_order(self, other: Layout) -> bool:
+        """As `same_as`, whatever sizes the sources' elements come in."""
+        return self.result_sizes == other.result_sizes and self._element_order() == other._element_order()
+
+    def positions(self) -> NDArray[np.int64]:
+        """For every element of the result, in the result's shape, its place in the source's row-major order."""
+        sizes = [factor.size for group in self.source for factor in group]
+        places = np.arange(prod(sizes), dtype=np.int64).reshape(sizes)
+        return places.transpose(self.permutation).reshape(self.result_sizes)
+
+    def reduced(self, dimension: int) -> tuple[list[int], int, Layout] | None:
+        """A reduction over a dimension of the result, as one of the source: sizes of the source, the axis there, and
+        the layout of what is left. None where the dimension's elements do not lie side by side in the source.
+        """
+        places = self.places(dimension)
+        if not places or places != list(range(places[0], places[-1] + 1)):
+            return None
+        kept: list[list[Factor]] = []
+        axis, place = 0, 0
+        for group in self.source:
+            numbered = list(enumerate(group, place))
+            place += len(group)
+            before = [factor for at, factor in numbered if at < places[0]]
+            after = [factor for at, factor in numbered if at > places[-1]]
+            axis += bool(before)
+            kept += [factors for factors in (before, after) if factors]
+        rest = Layout(tuple(prod(factor.size for factor in factors) for factors in kept))
+        rest.source = kept
+        rest.result = [list(group) for index, group in enumerate(self.result) if index != dimension]
+        rest.result_sizes = tuple(size for index, size in enumerate(self.result_sizes) if index != dimension)
+        return [*rest.sizes[:axis], self.result_sizes[dimension], *rest.sizes[axis:]], axis, rest
 
     def _element_order(self) -> list[tuple[int, int]]:
         """The result's factors as (stride in the source, size), adjacent ones that run on merged."""

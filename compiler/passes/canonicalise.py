@@ -7,17 +7,26 @@ from math import prod
 from typing import ClassVar
 
 from xdsl.dialects.builtin import IntAttr
-from xdsl.ir import SSAValue
 
 from compiler.ir import spike
-from compiler.ir.layout import LAYOUT_OPS, Emit, Layout, chain_to
+from compiler.ir.layout import LAYOUT_OPS, Layout, chain_to
 from compiler.ir.meaning import NEURONS
 from compiler.ir.network import Network
-from compiler.ir.types import Shaped, Train, shaped
+from compiler.ir.types import Train, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
+from compiler.passes.rewriting import emitter, remake, replace_op, reshaped
+from compiler.passes.weighted_forms import one_form
 
-ELEMENTWISE = (*NEURONS, spike.Range, spike.Scale, spike.BatchNorm, spike.ChannelScale, spike.Add)
-"""Ops that compute the same whatever the layout; a batch norm's axis follows."""
+ELEMENTWISE = (
+    *NEURONS,
+    spike.Range,
+    spike.Scale,
+    spike.BatchNorm,
+    spike.ChannelScale,
+    spike.Add,
+    spike.Multiply,
+)
+"""Ops that compute the same whatever the layout; the axis of a batch norm or a channel scale follows."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,14 @@ class Canonicalise(NetworkPass):
                 if op.parent is None:
                     continue
                 assert isinstance(op, spike.SpikeOperation)
-                changed |= _collapse(op) or _sink(op) or _reduce_first(op) or _lift_layout(op) or _begin_time(op)
+                changed |= (
+                    _collapse(op)
+                    or _sink(op)
+                    or _reduce_first(op)
+                    or _lift_layout(op)
+                    or _begin_time(op)
+                    or one_form(network, op)
+                )
         return network
 
 
@@ -58,24 +74,6 @@ def _drop_dead(network: Network) -> bool:
             op.erase()
             changed = True
     return changed
-
-
-def _emitter(before: spike.SpikeOperation) -> Emit:
-    """Inserts ops before `before`."""
-
-    def emit(op: spike.SpikeOperation) -> SSAValue:
-        block = before.parent_block()
-        assert block is not None
-        block.insert_op_before(op, before)
-        return op.results[0]
-
-    return emit
-
-
-def _replace(op: spike.SpikeOperation, value: SSAValue) -> None:
-    op.results[0].replace_all_uses_with(value)
-    op.detach()
-    op.erase()
 
 
 def _collapse(op: spike.SpikeOperation) -> bool:
@@ -92,8 +90,8 @@ def _collapse(op: spike.SpikeOperation) -> bool:
         value = value.owner.operands[0]
     if needed >= length:
         return False
-    emit = _emitter(op)
-    _replace(op, layout.emit(source, emit, op.source, op.label))
+    emit = emitter(op)
+    replace_op(op, layout.emit(source, emit, op.source, op.label))
     return True
 
 
@@ -109,60 +107,44 @@ def _length(layout: Layout) -> int:
 
 
 def _sink(op: spike.SpikeOperation) -> bool:
-    """elementwise(layout(x)) -> layout(elementwise(x)); of an add, where both operands have the same layout."""
+    """elementwise(layout(x)) -> layout(elementwise(x)); of two operands, where both have the same layout."""
     if not isinstance(op, ELEMENTWISE):
         return False
     chains = [chain_to(operand) for operand in op.operands]
     layout = chains[0][1]
     if any(source is operand for (source, _), operand in zip(chains, op.operands, strict=True)):
         return False
-    if not all(layout.same_as(other) for _, other in chains[1:]):
+    if not all(layout.same_order(other) for _, other in chains[1:]):
         return False
-    new = _remake(op, [source for source, _ in chains], op.result_type.with_sizes(layout.sizes))
-    if isinstance(op, spike.BatchNorm):
+    emit = emitter(op)
+    kind = op.result_type.with_sizes(layout.sizes)
+    new = remake(op, [reshaped(source, kind, emit, op) for source, _ in chains], kind)
+    if isinstance(op, spike.BatchNorm | spike.ChannelScale):
         axis = layout.source_dimension(op.get("axis"))
         if axis is None:
             return False
         new.properties["axis"] = IntAttr(axis)
-    emit = _emitter(op)
-    _replace(op, layout.emit(emit(new), emit, op.source, f"{op.label}.layout"))
+    replace_op(op, layout.emit(emit(new), emit, op.source, f"{op.label}.layout"))
     return True
 
 
 def _reduce_first(op: spike.SpikeOperation) -> bool:
-    """mean(transpose(x)) -> mean(reshape(x)): a mean over what lies side by side needs no transpose."""
+    """reduction(layout(x)) -> layout(reduction(reshape(x))), where what is reduced lies side by side in x."""
     if not isinstance(op, spike.Mean | spike.Sum):
         return False
     source, layout = chain_to(op.operands[0])
     if source is op.operands[0] or layout.keeps_order:
         return False
-    places, order = layout.places(op.get("axis")), layout.permutation
-    rest = [place for place in order if place not in places]
-    first, last = min(places, default=0), max(places, default=-1)
-    if len(places) != last - first + 1 or rest != sorted(rest):
+    reduction = layout.reduced(op.get("axis"))
+    if reduction is None:
         return False
-    sizes = [factor.size for group in layout.source for factor in group]
-    before, after = ([prod(part)] if prod(part) > 1 else [] for part in (sizes[:first], sizes[last + 1 :]))
-    emit = _emitter(op)
-    kind = shaped(source.type)
-    rows = kind.with_sizes([*before, prod(sizes[first : last + 1]), *after])
-    flat = emit(spike.Reshape.make(source, result=rows, source=op.source, hint=f"{op.label}.rows"))
-    reduced = _remake(op, [flat], op.result_type.with_sizes([*before, *after]))
-    reduced.properties["axis"] = IntAttr(len(before))
-    made = emit(reduced)
-    if reduced.result_type != op.result_type:
-        made = emit(spike.Reshape.make(made, result=op.result_type, source=op.source, hint=f"{op.label}.layout"))
-    _replace(op, made)
+    sizes, axis, rest = reduction
+    emit = emitter(op)
+    rows = reshaped(source, shaped(source.type).with_sizes(sizes), emit, op)
+    reduced = remake(op, [rows], op.result_type.with_sizes(rest.sizes))
+    reduced.properties["axis"] = IntAttr(axis)
+    replace_op(op, rest.emit(emit(reduced), emit, op.source, f"{op.label}.layout"))
     return True
-
-
-def _remake(op: spike.SpikeOperation, operands: list[SSAValue], result: Shaped) -> spike.SpikeOperation:
-    """The same op on other operands."""
-    new = type(op)(
-        operands=operands, result_types=[result], properties=dict(op.properties), attributes=dict(op.attributes)
-    )
-    new.results[0].name_hint = op.results[0].name_hint
-    return new
 
 
 def _lift_layout(op: spike.SpikeOperation) -> bool:
@@ -170,10 +152,10 @@ def _lift_layout(op: spike.SpikeOperation) -> bool:
     repeat = op.operands[0].owner if op.operands else None
     if not isinstance(op, LAYOUT_OPS) or not isinstance(repeat, spike.Repeat):
         return False
-    emit = _emitter(op)
+    emit = emitter(op)
     x = repeat.operands[0]
-    moved = emit(_remake(op, [x], shaped(x.type).with_sizes(op.result_type.sizes)))
-    _replace(op, emit(_remake(repeat, [moved], op.result_type)))
+    moved = emit(remake(op, [x], shaped(x.type).with_sizes(op.result_type.sizes)))
+    replace_op(op, emit(remake(repeat, [moved], op.result_type)))
     return True
 
 
@@ -184,10 +166,10 @@ def _begin_time(op: spike.SpikeOperation) -> bool:
         return False
     steps = op.result_type.steps
     assert steps is not None
-    emit = _emitter(op)
+    emit = emitter(op)
     x = weighted.operands[0]
     kind = shaped(x.type)
-    repeated = emit(_remake(op, [x], Train.of(steps, kind.sizes, kind.element)))
+    repeated = emit(remake(op, [x], Train.of(steps, kind.sizes, kind.element)))
     made = weighted.result_type
-    _replace(op, emit(_remake(weighted, [repeated], Train.of(steps, made.sizes, made.element))))
+    replace_op(op, emit(remake(weighted, [repeated], Train.of(steps, made.sizes, made.element))))
     return True

@@ -12,18 +12,19 @@ from compiler.ir.layout import Layout
 from compiler.ir.network import Network
 from compiler.ir.types import shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
+from compiler.passes.rewriting import emitter, erase, only_user
 
 
 @dataclass(frozen=True)
 class FuseAttention(NetworkPass):
-    """Recognise softmax-free attention: heads split off, (q kT) * scale, times v, heads merged.
+    """Recognise softmax-free attention: heads split off, (q kT) v or q (kT v), scaled anywhere, heads merged.
 
         %s = spike.matmul %qh, %kt                  : !spike.train<T=4, 8x64x64xcount<8>>
         %a = spike.scale %s factor=0.125            : !spike.train<T=4, 8x64x64xf32>
         %o = spike.matmul %a, %vh                   : !spike.train<T=4, 8x64x8xf32>
     with %qh, %vh (heads x tokens x channels) and %kt transposed views of %q, %k, %v, becomes
         %o = spike.attention %q, %k, %v heads=8, scale=0.125 : !spike.train<T=4, 64x64xf32>
-    and the view of %o that the matmul gave.
+    and the view of %o that the matmul gave. v may have wider heads than q and k.
     """
 
     name = "fuse-attention"
@@ -38,36 +39,42 @@ class FuseAttention(NetworkPass):
 
 
 def _fuse(last: spike.Matmul) -> None:
-    scores, scale = _behind_scale(last.operands[0])
-    if not isinstance(scores.owner, spike.Matmul) or len(last.result_type.sizes) != 3:
+    if len(last.result_type.sizes) != 3:
         return
-    first = scores.owner
-    heads, tokens, width = last.result_type.sizes
-    keys = first.result_type.sizes[-1]
-    if first.operand_type(0).sizes[-1] != width:
+    (left, before), (right, behind) = (_behind_scale(operand) for operand in last.operands)
+    if isinstance(left.owner, spike.Matmul):
+        q, k, v, order = *left.owner.operands, right, "scores"
+    elif isinstance(right.owner, spike.Matmul):
+        q, k, v, order = left, *right.owner.operands, "values"
+    else:
         return
-    block = last.parent_block()
-    assert block is not None
+    emit = emitter(last)
+    heads = last.result_type.sizes[0]
 
-    def emit(op: spike.SpikeOperation) -> SSAValue:
-        block.insert_op_before(op, last)
-        return op.results[0]
-
-    def merged(value: SSAValue, rows: int, *, transposed: bool) -> SSAValue:
+    def merged(value: SSAValue, *, transposed: bool) -> SSAValue:
         """tokens x channels again; canonicalise cancels it against the view that split the heads."""
-        view = _heads_view((rows, heads * width), heads, transposed=transposed)
+        _, *sizes = shaped(value.type).sizes
+        tokens, width = reversed(sizes) if transposed else sizes
+        view = _heads_view(tokens, width, heads, transposed=transposed)
         return view.emit(value, emit, last.source, last.label, inverse=True)
 
-    q = merged(first.operands[0], tokens, transposed=False)
-    k = merged(first.operands[1], keys, transposed=True)
-    v = merged(last.operands[1], keys, transposed=False)
-    result = shaped(q.type).with_element(last.result_type.element)
-    hint = f"{_parent(first.label)}attention"
-    fused = emit(spike.Attention.make(q, k, v, result=result, source=first.source, hint=hint, heads=heads, scale=scale))
-    view = _heads_view((tokens, heads * width), heads, transposed=False)
-    last.results[0].replace_all_uses_with(view.emit(fused, emit, last.source, last.label))
-    last.detach()
-    last.erase()
+    rows = [merged(q, transposed=False), merged(k, transposed=True), merged(v, transposed=False)]
+    tokens, width = last.result_type.sizes[1:]
+    scaled, after = _scales_behind(last)
+    fused = emit(
+        spike.Attention.make(
+            *rows,
+            result=last.result_type.with_sizes((tokens, heads * width)),
+            source=last.source,
+            hint=f"{_parent(last.label)}attention",
+            heads=heads,
+            scale=before * behind * after,
+            order=order,
+        )
+    )
+    view = _heads_view(tokens, width, heads, transposed=False)
+    scaled[-1].results[0].replace_all_uses_with(view.emit(fused, emit, last.source, last.label))
+    erase(*reversed(scaled))
 
 
 def _parent(label: str) -> str:
@@ -84,10 +91,18 @@ def _behind_scale(value: SSAValue) -> tuple[SSAValue, float]:
     return value, scale
 
 
-def _heads_view(sizes: tuple[int, int], heads: int, *, transposed: bool) -> Layout:
+def _scales_behind(op: spike.SpikeOperation) -> tuple[list[spike.SpikeOperation], float]:
+    """`op` and the scales that alone read its result, and by how much they multiply."""
+    chain, scale = [op], 1.0
+    while isinstance(user := only_user(chain[-1].results[0]), spike.Scale):
+        chain.append(user)
+        scale *= user.get("factor")
+    return chain, scale
+
+
+def _heads_view(tokens: int, width: int, heads: int, *, transposed: bool) -> Layout:
     """tokens x channels -> heads x tokens x width (or heads x width x tokens)."""
-    tokens, channels = sizes
-    layout = Layout(sizes)
-    layout.reshape((tokens, heads, channels // heads))
+    layout = Layout((tokens, heads * width))
+    layout.reshape((tokens, heads, width))
     layout.transpose((1, 2, 0) if transposed else (1, 0, 2))
     return layout

@@ -1,0 +1,82 @@
+"""One form for layers that have several: a part of canonicalise."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from xdsl.ir import SSAValue
+
+from compiler.ir import spike
+from compiler.ir.layout import chain_to
+from compiler.ir.network import Network
+from compiler.ir.types import Shaped, shaped
+from compiler.passes.rewriting import emitter, only_user, replace_op, reshaped
+
+
+def one_form(network: Network, op: spike.SpikeOperation) -> bool:
+    """Whether `op` was a layer of another form than those below, and was replaced by one of them.
+
+    A convolution of one pixel is a linear layer. A linear layer over a whole image is a convolution by a window of the
+    image's size, or, in the head, where the image is not square, and of tokens, a linear layer over them row by row.
+    """
+    if isinstance(op, spike.Conv):
+        return _pixel_by_pixel(network, op)
+    return isinstance(op, spike.Linear) and _over_an_image(network, op)
+
+
+def _pixel_by_pixel(network: Network, op: spike.Conv) -> bool:
+    """conv kernel=1 of HxWxC -> linear of HxWxC."""
+    if [op.get(key) for key in ("kernel", "stride", "padding", "groups")] != [1, 1, 0, 1]:
+        return False
+    name = str(op.symbol("weight"))
+    matrix = network.add_weight(f"{name}.matrix", network.weights[name][:, :, 0, 0])
+    _replace(op, spike.Linear, op.operands[0], op.result_type, matrix)
+    return True
+
+
+def _over_an_image(network: Network, op: spike.Linear) -> bool:
+    """linear of a view of HxWxC as one row -> conv of HxWxC, or linear of its elements in row-major order."""
+    source, layout = chain_to(op.operands[0])
+    sizes = shaped(source.type).sizes
+    if len(op.operand_type().sizes) != 1 or len(sizes) < 2 or prod(sizes) == sizes[-1]:
+        return False
+    square = len(sizes) == 3 and sizes[0] == sizes[1] and not _reaches_output(op.results[0])
+    if not square and layout.keeps_order:
+        return False
+    name = str(op.symbol("weight"))
+    weight = network.weights[name]
+    rows = np.empty_like(weight)
+    rows[:, layout.positions().reshape(-1)] = weight
+    result = op.result_type
+    if square:
+        window = network.add_weight(f"{name}.window", rows.reshape(-1, *sizes).transpose(0, 3, 1, 2))
+        pixel = result.with_sizes((1, 1, result.sizes[0]))
+        _replace(op, spike.Conv, source, pixel, window, kernel=sizes[0])
+    else:
+        flat = reshaped(source, op.operand_type(), emitter(op), op)
+        _replace(op, spike.Linear, flat, result, network.add_weight(f"{name}.rows", rows))
+    return True
+
+
+def _replace(
+    op: spike.Conv | spike.Linear,
+    kind: type[spike.Conv | spike.Linear],
+    x: SSAValue,
+    result: Shaped,
+    weight: str,
+    **properties: int,
+) -> None:
+    """The same layer, in another form; its result keeps its sizes for those who read it."""
+    emit = emitter(op)
+    symbols = {"weight": weight, "bias": op.symbol("bias")}
+    made = emit(kind.make(x, result=result, symbols=symbols, source=op.source, hint=op.label, **properties))
+    replace_op(op, reshaped(made, op.result_type, emit, op))
+
+
+def _reaches_output(value: SSAValue) -> bool:
+    """Whether only means stand between a value and the output."""
+    user = only_user(value)
+    if isinstance(user, spike.Mean | spike.MeanTime | spike.Reshape):
+        return _reaches_output(user.results[0])
+    return isinstance(user, spike.Output)

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compiler.zoo import qkformer, sdt_v1, sdt_v2, spikformer, spikformer_convolutional, spikingformer
+from compiler.zoo import (
+    qkformer,
+    sdt_v1,
+    sdt_v2,
+    sdt_v3,
+    sdt_v3_large,
+    spikformer,
+    spikformer_convolutional,
+    spikingformer,
+)
 from compiler.zoo.family import Entry, Family, normalisation, settle
 from compiler.zoo.neuron import LIF
 from compiler.zoo.spikformer import Spikformer
@@ -23,6 +32,8 @@ FAMILIES: tuple[Family, ...] = (
     *sdt_v1.FAMILIES,
     *qkformer.FAMILIES,
     *sdt_v2.FAMILIES,
+    *sdt_v3.FAMILIES,
+    *sdt_v3_large.FAMILIES,
 )
 
 

@@ -79,6 +79,9 @@ def draw(model: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, NORMS):
             module.weight.uniform_(0.7, 1.4, generator=generator)
             module.bias.normal_(std=0.2, generator=generator)
+        else:
+            for scale in module.parameters(recurse=False):  # layer scales, which start from almost 0
+                scale.uniform_(0.7, 1.4, generator=generator)
 
 
 def is_neuron(module: nn.Module) -> bool:

@@ -329,7 +329,7 @@ def test_unknown_equations_are_refused_by_name(kind: type[Vendored]) -> None:
 
 
 def test_graded_spikes_are_refused() -> None:
-    with pytest.raises(CStepError, match=r"test_frontend\.Graded emits values other than 0 and 1"):
+    with pytest.raises(CStepError, match=r"test_frontend\.Graded emits values other than 0 and one more; only"):
         recognise(Graded(), "lif")
 
 
@@ -480,9 +480,12 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     ),
     "parameter": (
         lambda m, x: x + m.scale,
-        r"the model computes with a parameter \[6\] outside a layer; only layers",
+        r"the model computes with middle\.scale \[6\] outside a layer; only products with one number a channel",
     ),
-    "constant": (lambda m, x: x * torch.ones(6), r"the model computes with a buffer or constant \[6\] outside a layer"),
+    "constant": (
+        lambda m, x: x * torch.ones(4, 6),
+        r"multiplies \[3, 1, 4, 4, 6\] by a constant \[4, 6\]; only",
+    ),
     "number": (lambda m, x: x + 1.0, "adds a constant to a tensor"),
     "random dropout": (lambda m, x: functional.dropout(x), r"dropout with training=True \(its default\) is random"),
     "repeat of a feature": (

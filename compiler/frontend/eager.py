@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from compiler.frontend.neurons import is_neuron
 from compiler.frontend.tracer import reset
-from compiler.ir import spike
-from compiler.ir.meaning import Executor
+from compiler.ir.meaning import NEURONS, Executor
 from compiler.ir.network import Network
 from isa.errors import CStepError
 
@@ -41,9 +40,14 @@ def run_eager(model: nn.Module, x: NDArray[np.float32]) -> tuple[NDArray[np.floa
         for parameter in frozen:
             parameter.requires_grad_(False)
         reset(model)
+    return logits_of(output)[0].numpy(), currents
+
+
+def logits_of(output: Any) -> Tensor:
+    """Logits [B, classes] of what a model returns: alone or first in a tuple, or per timestep, of which the mean."""
     while isinstance(output, tuple | list):
-        output = output[0]
-    return output[0].numpy(), currents
+        output = cast(Any, output)[0]
+    return output.mean(0) if output.dim() == 3 else output
 
 
 @torch.no_grad()
@@ -53,9 +57,7 @@ def eager_labels(model: nn.Module, inputs: NDArray[np.float32], progress: Callab
     for start in range(0, len(inputs), BATCH):
         reset(model)
         output: Any = model.eval()(torch.from_numpy(inputs[start : start + BATCH]))
-        while isinstance(output, tuple | list):
-            output = output[0]
-        labels.append(output.argmax(1).numpy())
+        labels.append(logits_of(output).argmax(1).numpy())
         progress(min(start + BATCH, len(inputs)))
     reset(model)
     return np.concatenate(labels)
@@ -67,7 +69,7 @@ def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.fl
     Raises CStepError naming the first neuron, its source line and the first element where they differ.
     """
     executor = Executor(network)
-    neurons = [op for op in network.operations() if isinstance(op, spike.Lif)]
+    neurons = [op for op in network.operations() if isinstance(op, NEURONS)]
     compared = 0
     for index, x in enumerate(inputs):
         output, currents = run_eager(model, x)

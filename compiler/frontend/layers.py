@@ -7,15 +7,19 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from compiler.frontend.importer import FEATURE, Atom, Importer, Value, feature_axis, feature_size
-from compiler.frontend.neurons import keeps_state
+from compiler.frontend.dimensions import FEATURE, Atom, Value, feature_axis, feature_size, features, is_time
+from compiler.frontend.importer import Importer
+from compiler.frontend.levels import has_levels
+from compiler.frontend.neurons import class_name, keeps_state, recognise, remembers
+from compiler.frontend.padded_norm import padded_norm
+from compiler.frontend.shapes import regroup, reorder, repeat_time
 from compiler.ir import spike
-from compiler.ir.types import Element
+from compiler.ir.types import Element, shaped
 
 REAL = Element.real()
 
 
-def _one(importer: Importer, value: int | tuple[int, ...], what: str) -> int:
+def square(importer: Importer, value: int | tuple[int, ...], what: str) -> int:
     """A size that is the same in both directions."""
     sizes = (value,) if isinstance(value, int) else tuple(value)
     if len(set(sizes)) != 1:
@@ -23,31 +27,42 @@ def _one(importer: Importer, value: int | tuple[int, ...], what: str) -> int:
     return sizes[0]
 
 
-def conv2d(importer: Importer, x: Value, layer: nn.Conv2d, path: str) -> Value:
-    """Conv2d over [.., C, H, W], as transpose, conv on HxWxC, transpose."""
-    if len(x.type.sizes) != 3:
-        raise importer.refuse(f"{path}: Conv2d of {x.type}; it must have channels, height and width")
+def conv(importer: Importer, x: Value, layer: nn.Conv1d | nn.Conv2d, path: str) -> Value:
+    """Conv2d over [.., C, H, W], as transpose, conv on HxWxC, transpose; Conv1d over [.., C, N] on one row."""
+    rank = len(layer.kernel_size)
+    if len(x.type.sizes) != rank + 1:
+        raise importer.refuse(f"{path}: Conv{rank}d of {x.type}; it must have channels and {rank} more dimensions")
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or set(layer.dilation) != {1}:
-        raise importer.refuse(f"{path}: Conv2d with padding_mode, padding='same' or dilation is not supported")
-    lead = x.dimensions[: len(x.dimensions) - 3]
-    pixels = importer.transpose(x, (1, 2, 0), x.dimensions)
-    kernel, stride = _one(importer, layer.kernel_size, "kernel"), _one(importer, layer.stride, "stride")
-    padding = _one(importer, layer.padding, "padding")
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
-    sizes = (height, width, layer.out_channels)
+        raise importer.refuse(f"{path}: convolution with padding_mode, padding='same' or dilation is not supported")
+    kernel, stride = square(importer, layer.kernel_size, "kernel"), square(importer, layer.stride, "stride")
+    padding = square(importer, layer.padding, "padding")
+    lead = x.dimensions[: len(x.dimensions) - rank - 1]
+    sizes = tuple((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
+    pixels = reorder(importer, x, (*range(1, rank + 1), 0), x.dimensions)
+    if rank == 1:
+        pixels = regroup(importer, pixels, (*lead, *features((1, *pixels.type.sizes))))
+    symbols: dict[str, str | None] = {"weight": f"{path}.weight", "bias": _bias(layer, path)}
+    if rank == 1:
+        weight = layer.weight.unsqueeze(2).detach().numpy()
+        symbols["weight"] = importer.network.add_weight(f"{path}.weight.row", weight)
     made = importer.make(
         spike.Conv,
         pixels,
-        result=x.type.with_sizes(sizes).with_element(REAL),
+        result=x.type.with_sizes((*((1,) * (2 - rank)), *sizes, layer.out_channels)).with_element(REAL),
         hint=importer.hint("conv", path),
-        symbols={"weight": f"{path}.weight", "bias": _bias(layer, path)},
+        symbols=symbols,
         kernel=kernel,
         stride=stride,
         padding=padding,
         groups=layer.groups,
+        **({"rows": 1} if rank == 1 else {}),
     )
-    dimensions = (*lead, *((Atom(FEATURE, size),) for size in (sizes[2], height, width)))
-    return importer.transpose(Value(made, dimensions), (2, 0, 1), dimensions)
+    out = regroup(
+        importer,
+        Value(made, (*lead, *features(shaped(made.type).sizes))),
+        (*lead, *features((*sizes, layer.out_channels))),
+    )
+    return reorder(importer, out, (rank, *range(rank)), (*lead, *features((layer.out_channels, *sizes))))
 
 
 def _bias(layer: Any, path: str) -> str | None:
@@ -94,28 +109,48 @@ def batch_norm(importer: Importer, x: Value, layer: nn.BatchNorm1d | nn.BatchNor
     return Value(made, x.dimensions)
 
 
-def max_pool2d(importer: Importer, x: Value, layer: nn.MaxPool2d, path: str) -> Value:
-    """MaxPool2d over [.., C, H, W]."""
-    if layer.ceil_mode or layer.return_indices or _one(importer, layer.dilation, "dilation") != 1:
-        raise importer.refuse(f"{path}: MaxPool2d with ceil_mode, return_indices or dilation is not supported")
-    lead = x.dimensions[: len(x.dimensions) - 3]
-    pixels = importer.transpose(x, (1, 2, 0), x.dimensions)
-    kernel, stride, padding = (
-        _one(importer, size, "kernel") for size in (layer.kernel_size, layer.stride, layer.padding)
-    )
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in x.type.sizes[1:])
-    channels = x.type.sizes[0]
+def framed_norm(importer: Importer, x: Value, layer: nn.Module, path: str) -> Value:
+    """A batch norm over [.., C, H, W], and a frame of what it makes of 0."""
+    found = padded_norm(layer)
+    assert found is not None
+    y = batch_norm(importer, x, found.norm, f"{path}.{found.path}")
+    channels, *pixels = x.type.sizes
+    sizes = [size + 2 * found.padding for size in pixels]
     made = importer.make(
-        spike.MaxPool,
-        pixels,
-        result=x.type.with_sizes((height, width, channels)),
-        hint=importer.hint("max_pool", path),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
+        spike.Pad,
+        reorder(importer, y, (1, 2, 0), y.dimensions),
+        result=y.type.with_sizes((*sizes, channels)),
+        hint=importer.hint("pad", path),
+        symbols={"value": importer.network.add_weight(f"{path}.pad_value", found.value.numpy())},
+        padding=found.padding,
     )
-    dimensions = (*lead, *((Atom(FEATURE, size),) for size in (channels, height, width)))
-    return importer.transpose(Value(made, dimensions), (2, 0, 1), dimensions)
+    dimensions = (*x.dimensions[:-3], *features((channels, *sizes)))
+    return reorder(importer, Value(made, dimensions), (2, 0, 1), dimensions)
+
+
+def neuron(importer: Importer, x: Value, module: nn.Module, path: str) -> Value:
+    """A multi-step neuron, time in the first dimension; one with levels in any."""
+    if path in importer.called and remembers(module, f"{path} ({importer.where})"):
+        raise importer.refuse(
+            f"{path}: {class_name(module)} is called twice and keeps its membrane; use one neuron a call"
+        )
+    importer.called.add(path)
+    if has_levels(module):
+        equation = recognise(module, f"{path} ({importer.where})")
+        result = x.type.with_element(REAL)
+        made = importer.make(spike.Level, x, result=result, hint=importer.hint("", path), **vars(equation))
+        return Value(made, x.dimensions)
+    if x.type.steps is None:
+        if x.dimensions[0] and feature_size(x.dimensions[0]) is not None:
+            raise importer.refuse(f"{path}: the neuron's first dimension must be time")
+        x = repeat_time(importer, x, 0, 1)
+    if not is_time(x.dimensions[0]):
+        raise importer.refuse(f"{path}: the neuron's first dimension must be time; [T, B, ...] in multi-step mode")
+    equation = recognise(module, f"{path} ({importer.where})")
+    emits_spikes = vars(equation)["emits"] == 1.0
+    result = x.type.with_element(Element.spike() if emits_spikes else REAL)
+    made = importer.make(spike.Lif, x, result=result, hint=importer.hint("", path), **vars(equation))
+    return Value(made, x.dimensions)
 
 
 def nothing(importer: Importer, x: Value, layer: nn.Module, path: str) -> Value:

@@ -1,16 +1,16 @@
 """Neurons recognised by equation.
 
 A neuron is a module that charges and fires: one with `neuronal_charge` and `neuronal_fire`, or with a threshold and a
-`multi_step_functional_forward` (SpikingJelly 2.0). Its class name says little (every project vendors its own), so it
-is run on probe currents and compared, spike for spike, with each equation that the IR has. One that equals none of
-them is refused by name.
+`multi_step_functional_forward` (SpikingJelly 2.0); or one with levels and no membrane (levels.py). Its class name says
+little (every project vendors its own), so it is run on probe currents and compared, spike for spike, with each equation
+that the IR has. One that equals none of them is refused by name.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from xdsl.ir.core import Block
 
+from compiler.frontend.levels import LevelEquation, has_levels, recognise_levels
 from compiler.ir import spike
 from compiler.ir.meaning import lif
 from compiler.ir.types import Element, Train
@@ -39,6 +40,7 @@ class NeuronEquation:
     reset: str
     fires: str
     decay: str = "divide"
+    emits: float = 1.0
 
 
 def keeps_state(module: nn.Module) -> bool:
@@ -47,10 +49,10 @@ def keeps_state(module: nn.Module) -> bool:
 
 
 def is_neuron(module: nn.Module) -> bool:
-    """Whether a module charges and fires."""
+    """Whether a module charges and fires, or has levels."""
     if hasattr(module, "neuronal_charge") and hasattr(module, "neuronal_fire"):
         return True
-    return keeps_state(module) and hasattr(module, "v_threshold")
+    return (keeps_state(module) and hasattr(module, "v_threshold")) or has_levels(module)
 
 
 def class_name(module: nn.Module) -> str:
@@ -58,16 +60,19 @@ def class_name(module: nn.Module) -> str:
 
 
 def require_multi_step(module: nn.Module, where: str) -> None:
-    """Refuse a neuron that takes one timestep a call."""
-    if getattr(module, "step_mode", "m") != "m":
+    """Refuse a neuron that takes one timestep a call, and keeps a membrane from one to the next."""
+    if getattr(module, "step_mode", "m") != "m" and not has_levels(module):
         raise CStepError(
             f"{where}: {class_name(module)} is in single-step mode; put the model into multi-step mode "
             "(step_mode='m', spikingjelly.activation_based.functional.set_step_mode) and give it [T, B, ...]"
         )
 
 
-def recognise(module: nn.Module, where: str) -> NeuronEquation:
+def recognise(module: nn.Module, where: str) -> NeuronEquation | LevelEquation:
     """The equation that `module` computes. Raises CStepError, naming the class, where it is none of ours."""
+    levels = recognise_levels(module) if has_levels(module) else None
+    if levels is not None:
+        return levels
     require_multi_step(module, where)
     kind = class_name(module)
     v_reset = getattr(module, "v_reset", 0.0)
@@ -79,8 +84,10 @@ def recognise(module: nn.Module, where: str) -> NeuronEquation:
     for equation in _candidates(module, threshold, "soft" if v_reset is None else "hard", where):
         probe = _probe(equation)
         seen = _run(module, probe, where)
-        if not bool(((seen == 0) | (seen == 1)).all()):
-            raise CStepError(f"{where}: {kind} emits values other than 0 and 1; only spikes are supported")
+        emits = float(seen.max())
+        if emits <= 0 or not bool(((seen == 0) | (seen == emits)).all()):
+            raise CStepError(f"{where}: {kind} emits values other than 0 and one more; only spikes are supported")
+        equation = replace(equation, emits=emits)
         if torch.equal(_model(equation, probe), seen):
             return equation
     raise CStepError(
@@ -91,6 +98,8 @@ def recognise(module: nn.Module, where: str) -> NeuronEquation:
 
 def remembers(module: nn.Module, where: str) -> bool:
     """Whether a second call without a reset begins with the membrane that the first one left."""
+    if has_levels(module):
+        return False
     probe = _probe(NeuronEquation(1.0, _number(module, "v_threshold", 1.0, where), "if", "hard", "ge"))
     seen = _run(module, torch.cat((probe, probe)), where, parts=2)
     return not torch.equal(seen[:PROBE_STEPS], seen[PROBE_STEPS:])
@@ -176,5 +185,5 @@ def _model(equation: NeuronEquation, probe: Tensor) -> Tensor:
     """What `spike.lif` with this equation makes of the probe."""
     train = Train.of(PROBE_STEPS, probe.shape[1:], Element.real())
     current = Block(arg_types=[train]).args[0]
-    op = spike.Lif.make(current, result=train.with_element(Element.spike()), **vars(equation))
+    op = spike.Lif.make(current, result=train, **vars(equation))
     return lif(op, lambda name: probe, probe)

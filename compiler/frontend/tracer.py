@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
 from compiler.frontend.neurons import is_neuron, keeps_state, require_multi_step
+from compiler.frontend.padded_norm import pads_norm
 from isa.errors import CStepError
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -81,7 +82,7 @@ class ExampleTracer(fx.Tracer):
         self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_neuron(m) or keeps_state(m):
+        if is_neuron(m) or keeps_state(m) or pads_norm(m):
             return True
         if isinstance(m, nn.Sequential | nn.ModuleList):
             return False
@@ -114,14 +115,20 @@ class ExampleTracer(fx.Tracer):
         return made
 
     def create_arg(self, a: Any) -> Any:
-        """Only what was computed from the input may be computed with."""
+        """A tensor that is no proxy does not depend on the input: a constant, named after its parameter or buffer."""
         if isinstance(a, Tensor):
-            what = "a parameter" if isinstance(a, nn.Parameter) else "a buffer or constant"
-            raise CStepError(
-                f"{_source_line()}: the model computes with {what} {list(a.shape)} outside a layer; "
-                "only layers have weights of their own here"
-            )
+            node = self.create_node("get_attr", self._name_of(a), (), {})
+            node.meta["example"] = a
+            return node
+        if isinstance(a, tuple):  # a namedtuple is a tuple
+            return tuple(self.create_arg(item) for item in cast(tuple[Any, ...], a))
         return super().create_arg(a)
+
+    def _name_of(self, tensor: Tensor) -> str:
+        """The state dict's name of a tensor, or of the one that it is a view of; empty where there is none."""
+        base = tensor._base if tensor._base is not None else tensor
+        named = (*self.root.named_parameters(), *self.root.named_buffers())
+        return next((name for name, known in named if known is tensor or known is base), "")
 
     def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
@@ -160,14 +167,19 @@ def _examples(tree: Any) -> Any:
         return tree.example
     if isinstance(tree, Attribute):
         return getattr(tree.root.example, tree.attr)  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(tree, tuple | list):
-        return type(tree)(_examples(item) for item in tree)
+    if isinstance(tree, list):
+        return [_examples(item) for item in cast(list[Any], tree)]
+    if isinstance(tree, tuple):
+        return tuple(_examples(item) for item in cast(tuple[Any, ...], tree))
     if isinstance(tree, dict):
         return {key: _examples(value) for key, value in tree.items()}
     return tree
 
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.Dropout, nn.Identity)
+LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.Flatten, nn.Dropout, nn.Identity,
+)  # fmt: skip
 """Layers, subclasses included, that are leaves wherever they are defined."""
 
 
@@ -179,6 +191,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.Graph:
     for path, module in model.named_modules():
         if is_neuron(module):
             require_multi_step(module, path)
+        pads_norm(module)  # runs it: not to be done while fx has patched the call of modules
     reset(model)
     model.eval()
     concrete = {

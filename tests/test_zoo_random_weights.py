@@ -7,8 +7,17 @@ from torch import Tensor, nn
 from compiler.zoo import Entry, build
 from compiler.zoo.random_weights import HIGH, LOW, is_neuron, randomise
 
+SIDE = {side: {"img_size_h": str(side), "img_size_w": str(side)} for side in (16, 32, 64)}
+
 SMALL = {
-    "spikformer-2-64": {"img_size_h": "16", "img_size_w": "16"},
+    "spikformer-2-64": SIDE[16],
+    "spikformer-imagenet-2-64": SIDE[64],
+    "spikformer-events-2-64": {**SIDE[64], "T": "5", "num_heads": "4"},
+    "spikingformer-2-64": SIDE[16],
+    "spikingformer-events-2-64": {**SIDE[64], "T": "5", "num_heads": "4"},
+    "spikingformer-cml-imagenet-2-64": SIDE[64],
+    "sdt-v1-2-64": SIDE[64],
+    "sdt-v1-events-2-64": {**SIDE[32], "T": "5"},
 }
 
 

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import one_thread
-from published import structure
+from published import assert_published_logits, drawn_events, drawn_image, one_thread, structure
 from torch import Tensor, nn
 
 from compiler.frontend.checkpoint import apply_checkpoint, load_checkpoint
 from compiler.zoo import LIF, Entry, build
 from compiler.zoo.qkformer import QKFormer
-from compiler.zoo.random_weights import randomise
+from compiler.zoo.random_weights import HIGH, LOW, randomise
 from isa.errors import CStepError
 from runtime.dataset import load_dataset
 
@@ -56,11 +55,23 @@ def test_every_neuron_fires_and_no_image_depends_on_its_batch(layout: str) -> No
         model, images = small(layout)
         rates = randomise(model, images, seed=1)
         assert rates.keys() == {name for name, module in model.named_modules() if isinstance(module, LIF)}
-        assert min(rates.values()) > 0.01
+        assert {name: rate for name, rate in rates.items() if not LOW <= rate <= HIGH} == {}
         together = model(images)
         assert together.shape == (2, 10)
         assert not torch.allclose(together[0], together[1], atol=1e-3)
         assert torch.allclose(together[1], model(images[1:])[0], atol=1e-5)
+
+
+def test_imagenet_logits_are_those_of_the_published_code() -> None:
+    model = QKFormer(64, 64, embed_dims=32, num_heads=4, depths=4, layout="imagenet")
+    logits = (0.8923, 0.3071, -0.4312, -0.738, 0.8069, -0.2622, -0.392, -0.2954, 1.6721, 0.2548)
+    assert_published_logits(model, drawn_image(64), logits)
+
+
+def test_event_logits_are_those_of_the_published_code() -> None:
+    model = QKFormer(64, 64, 2, embed_dims=64, num_heads=16, mlp_ratios=1, depths=2, T=3, layout="events")
+    logits = (-0.4623, 0.119, 0.4104, 0.6056, 0.4075, -0.2124, -0.2975, 0.71, -0.2068, 0.443)
+    assert_published_logits(model, drawn_events(64, 3), logits)
 
 
 def trained() -> tuple[nn.Module, Entry]:
@@ -80,7 +91,7 @@ LOGITS = (
 
 
 @with_images
-def test_logits_are_those_of_the_published_code() -> None:
+def test_trained_logits_are_those_of_the_published_code() -> None:
     model, entry = trained()
     dataset = load_dataset(str(IMAGES), split="test", shape=entry.input, mean=entry.mean, std=entry.std)
     with one_thread(), torch.no_grad():
@@ -90,9 +101,9 @@ def test_logits_are_those_of_the_published_code() -> None:
 
 @with_images
 @pytest.mark.parametrize(
-    # Documented is 0.6355 for 2,000 images, one at a time; of the first 200, the published code gets 117 right.
+    # Documented is 0.6355 for 2,000 images, one at a time; of the first 100, the published code gets 53 right.
     ("count", "accuracy"),
-    [(200, 117 / 200), pytest.param(2000, 0.6355, marks=pytest.mark.slow)],
+    [(100, 53 / 100), pytest.param(2000, 0.6355, marks=pytest.mark.slow)],
 )
 def test_it_reaches_the_documented_accuracy(count: int, accuracy: float) -> None:
     model, entry = trained()
@@ -101,8 +112,10 @@ def test_it_reaches_the_documented_accuracy(count: int, accuracy: float) -> None
     with one_thread(), torch.no_grad():
         batches = (torch.from_numpy(dataset.batch(at, at + 50)) for at in range(0, count, 50))
         guesses = torch.cat([model(batch).argmax(1) for batch in batches])
-    # One image of 200 may tip over where torch adds in another order.
-    assert (guesses == torch.from_numpy(dataset.labels)).float().mean().item() == pytest.approx(accuracy, abs=0.006)
+    # One image of 100 may tip over where torch adds in another order.
+    assert (guesses == torch.from_numpy(dataset.labels)).float().mean().item() == pytest.approx(
+        accuracy, abs=0.011 if count == 100 else 0.002
+    )
 
 
 def test_a_name_says_the_layout_or_means_the_published_one() -> None:

@@ -23,7 +23,8 @@ from torch.nn import functional
 from compiler.backend.allocate import allocate
 from compiler.backend.lower import lower
 from compiler.backend.stages import AttentionStage, Geometry, Neurons
-from compiler.backend.tile import choose_attention, choose_pool
+from compiler.backend.tile import EndDemand, choose_pool
+from compiler.backend.tile_attention import choose_attention
 from compiler.frontend.importer import import_model
 from compiler.ir import spike
 from compiler.ir.cstep import InstructionOp
@@ -331,8 +332,9 @@ def test_any_number_of_timesteps_fills_windows_or_does_not(timesteps: int) -> No
 def attention_tiles(machine: Machine) -> tuple[int, int]:
     """Tiles of queries and of heads for 280 tokens in 8 heads of 16 channels."""
     neurons = Neurons("a", np.zeros(128, np.int32), np.ones(128, np.int32), 0, 0, "lif", 1, 1, False)
-    stage = AttentionStage("a", "model.py:1", (), None, 8, 280, 280, 128, False, neurons, None)
-    tiling = choose_attention(stage, 2, 1, 4, False, machine)
+    stage = AttentionStage("a", "model.py:1", (), None, neurons, None, 8, 280, 280, 16, 16, False)
+    end = EndDemand(planes=1, adds=False, has_membrane=True, spill=False, steps=4, window=2)
+    tiling = choose_attention(stage, (1, 1, 1), end, machine, heads_apart=False)
     return -(-280 // tiling.queries), 8 // tiling.heads
 
 

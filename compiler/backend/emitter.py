@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from compiler.backend.stages import TrainInfo
+from compiler.backend.stages import StreamInfo, TrainInfo
 from compiler.ir.cstep import BYTES, OPS, BufferOp, ConstantOp, LayerOp
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation, Plain
@@ -98,7 +98,7 @@ class Emitter:
         kind: type[Load] | type[Store],
         info: TrainInfo,
         dram: SSAValue,
-        buffer: SSAValue,
+        buffer: SSAValue | Place,
         *,
         steps: tuple[int, int],
         pixels: tuple[int, int],
@@ -106,6 +106,7 @@ class Emitter:
         planes: int,
     ) -> None:
         """A tile of a train, [plane][step][pixel][word] packed in the buffer; each pair is (first, count)."""
+        held, offset = buffer if isinstance(buffer, tuple) else (buffer, 0)
         run = words[1] * 2
         whole = words[1] == info.words
         rows, length = (1, pixels[1] * run) if whole else (pixels[1], run)
@@ -117,7 +118,7 @@ class Emitter:
             self.copy(
                 kind,
                 (dram, start + plane * info.plane_bytes),
-                (buffer, plane * plane_bytes),
+                (held, offset + plane * plane_bytes),
                 Region.SPIKE,
                 Traffic.SPIKE,
                 length,
@@ -125,6 +126,36 @@ class Emitter:
                 (info.step_bytes, info.pixel_bytes),
                 (step_bytes, run),
             )
+
+    def copy_stream(
+        self,
+        kind: type[Load] | type[Store],
+        info: StreamInfo,
+        dram: SSAValue,
+        buffer: SSAValue | Place,
+        region: Region,
+        *,
+        steps: tuple[int, int],
+        pixels: tuple[int, int],
+        channels: tuple[int, int],
+        traffic: Traffic = Traffic.STREAM,
+    ) -> None:
+        """A tile of a stream or of the input, [step][pixel][channel] packed in the buffer; each pair (first, count)."""
+        run = channels[1] * info.value_bytes
+        whole = channels[1] == info.channels
+        rows, length = (1, pixels[1] * run) if whole else (pixels[1], run)
+        start = steps[0] * info.step_bytes + pixels[0] * info.pixel_bytes + channels[0] * info.value_bytes
+        self.copy(
+            kind,
+            (dram, start),
+            buffer if isinstance(buffer, tuple) else (buffer, 0),
+            region,
+            traffic,
+            length,
+            (steps[1], rows),
+            (info.step_bytes, info.pixel_bytes),
+            (pixels[1] * run, run),
+        )
 
     def pipeline(self, steps: Sequence[Step]) -> None:
         """Emit steps so that the loads of each go before the work of the one before it."""

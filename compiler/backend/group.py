@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
 import networkx as nx
-import numpy as np
 from xdsl.ir import SSAValue
 
+from compiler.backend.match import (
+    geometry_of,
+    head_of,
+    level_constants,
+    lif_constants,
+    refuse,
+    rescale_constants,
+    tokens_summed,
+    weights_of,
+)
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
-    Geometry,
-    HeadStage,
+    DilateStage,
+    HeadSumStage,
     ImageInfo,
+    MaskStage,
     Neurons,
     Plan,
     PoolStage,
+    Rescaling,
     Stage,
+    StreamInfo,
+    StreamStage,
+    SumStage,
     TrainInfo,
     WeightedStage,
 )
@@ -29,12 +44,8 @@ from isa.errors import CStepError
 
 MAX_PLANES = 7
 """Planes that the instruction set's fields hold."""
-
-
-def refuse(op: HouseOperation, message: str) -> CStepError:
-    """An error that names the op and its source line."""
-    where = f" ({op.source})" if op.source else ""
-    return CStepError(f"{op.label}{where}: {message}")
+STREAM_BOUNDS = {(-(1 << 15), (1 << 15) - 1): 2, (-(1 << 7), (1 << 7) - 1): 1}
+"""Bounds of a stream's integers -> bytes of a value."""
 
 
 def plan_stages(network: Network) -> Plan:
@@ -46,61 +57,70 @@ class _Grouper:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.stages: list[Stage] = []
-        self.trains: dict[SSAValue, TrainInfo] = {}
+        self.values: dict[SSAValue, TrainInfo | StreamInfo] = {}
         self.aliases: dict[SSAValue, SSAValue] = {}
         self.image: ImageInfo | None = None
         self.image_value: SSAValue | None = None
         self.fused: dict[SSAValue, spike.Add] = {}
+        self.labels: Counter[str] = Counter()
 
     def run(self) -> Plan:
         operations = list(self.network.operations())
         order = {op: index for index, op in enumerate(operations)}
         for op in operations:
             if isinstance(op, spike.Add):
-                self._find_residual(op, order)
+                self._find_addend(op, order)
         for op in operations:
             self._visit(op)
         if self.image is None or self.image_value is None:
             raise CStepError("the network has no input that a layer reads")
-        steps = {info.steps for info in self.trains.values()}
+        steps = {info.steps for info in self.values.values()}
         if len(steps) != 1:
             raise CStepError(f"the network's trains have T = {sorted(steps)}; one T is supported")
         ordered = _in_dependence_order(self.stages)
-        return Plan(ordered, self.trains, self.image, self.image_value, steps.pop(), self.aliases)
+        return Plan(ordered, self.values, self.image, self.image_value, steps.pop(), self.aliases)
 
     def _alias(self, value: SSAValue) -> SSAValue:
         while value in self.aliases:
             value = self.aliases[value]
         return value
 
-    def _find_residual(self, add: spike.Add, order: dict[HouseOperation, int]) -> None:
-        """An add right behind a neuron that nothing else reads is the neuron's residual; of two, the later one's."""
-        neurons = [
+    def _find_addend(self, add: spike.Add, order: dict[HouseOperation, int]) -> None:
+        """An add right behind neurons or a rescale that nothing else reads is done with them; of two, the later."""
+        ends = [
             operand
             for operand in add.operands
-            if isinstance(operand.owner, spike.IntegerLif) and len(list(operand.uses)) == 1
+            if isinstance(operand.owner, spike.IntegerLif | spike.Rescale) and len(list(operand.uses)) == 1
         ]
-        if neurons:
-            last = max(neurons, key=lambda value: order[value.owner])  # type: ignore[index]
+        if ends:
+            last = max(ends, key=lambda value: order[value.owner])  # type: ignore[index]
             self.fused[last] = add
 
     def _visit(self, op: HouseOperation) -> None:
-        if isinstance(op, spike.Input | spike.Repeat | spike.Align | spike.Conv | spike.Linear | spike.Attention):
-            return  # part of what consumes it
-        if isinstance(op, spike.QuantiseImage):
-            self._image(op)
-        elif isinstance(op, spike.Reshape | spike.Transpose):
-            self._layout(op)
-        elif isinstance(op, spike.IntegerLif):
-            self._neurons(op)
-        elif isinstance(op, spike.Add):
-            self._add(op)
-        elif isinstance(op, spike.MaxPool):
-            self._pool(op)
-        elif isinstance(op, spike.Output):
-            self._head(op)
-        elif not isinstance(op, spike.Sum | spike.SumTime):
-            raise refuse(op, f"{op.name} has no stage on the machine")
+        match op:
+            case spike.QuantiseImage():
+                self._image(op)
+            case spike.Reshape() | spike.Transpose():
+                self._layout(op)
+            case spike.IntegerLif() | spike.IntegerLevel():
+                self._neurons(op)
+            case spike.Rescale():
+                self._end(op, op.operands[0], rescale_constants(op, self.network))
+            case spike.Add():
+                self._add(op)
+            case spike.MaxPool():
+                self._pool(op)
+            case spike.Mask() | spike.Multiply() | spike.Dilate():
+                self._mask(op)
+            case spike.Output():
+                self.stages.append(head_of(op, self.network, self._alias))
+            case (
+                spike.Input() | spike.Repeat() | spike.Align() | spike.Conv() | spike.Linear() | spike.Attention()
+                | spike.Sum() | spike.SumTime() | spike.HeadSum()
+            ):  # fmt: skip
+                pass  # part of what consumes it
+            case _:
+                raise refuse(op, f"{op.name} has no stage on the machine")
 
     def _image(self, op: spike.QuantiseImage) -> None:
         kind = op.result_type
@@ -109,11 +129,11 @@ class _Grouper:
         self.image = ImageInfo(name, kind.steps or 1, (channels, height, width), op.get("scale"))
         self.image_value = op.results[0]
 
-    def _layout(self, op: spike.SpikeOperation) -> None:
-        """The image comes with channels last; a train's pixels may be regrouped, nothing else."""
+    def _layout(self, op: spike.Reshape | spike.Transpose) -> None:
+        """The image comes with channels last; pixels may be regrouped, nothing else."""
         value = op.operands[0]
-        if self._alias(value) is self.image_value:
-            if isinstance(op, spike.Transpose) and op.get("order") == (1, 2, 0):
+        if self._alias(value) is self.image_value and isinstance(op, spike.Transpose):
+            if op.get("order") == (1, 2, 0):
                 self.aliases[op.results[0]] = value
                 return
             raise refuse(op, "the image must go to a convolution as HxWxC")
@@ -122,181 +142,189 @@ class _Grouper:
             return
         raise refuse(op, f"moves {op.operand_type()} to {op.result_type}; channels must stay the last dimension")
 
-    def _train(self, value: SSAValue) -> TrainInfo:
-        """Register the train that a value is."""
-        kind = shaped(value.type)
-        owner = value.owner
-        label = owner.label if isinstance(owner, HouseOperation) else "train"
-        if kind.steps is None or not kind.element.is_count:
-            raise CStepError(f"{label}: {kind} is no train of spikes or counts")
-        planes = kind.element.planes
-        if planes > MAX_PLANES:
-            raise CStepError(
-                f"{label}: counts up to {kind.element.bounds[1]} need {planes} planes; at most {MAX_PLANES}"
-            )
-        info = TrainInfo(label, kind.steps, prod(kind.sizes[:-1]), kind.sizes[-1], planes)
-        self.trains[value] = info
-        return info
+    def _label(self, op: HouseOperation) -> str:
+        """The op's label, numbered where an op before it has the same: layers and buffers go by their names."""
+        self.labels[op.label] += 1
+        count = self.labels[op.label]
+        return op.label if count == 1 else f"{op.label}.{count}"
 
-    def _neurons(self, op: spike.IntegerLif) -> None:
+    def _made(self, value: SSAValue) -> SSAValue:
+        """Register the train or stream that a value is."""
+        kind, owner = shaped(value.type), value.owner
+        assert isinstance(owner, HouseOperation)
+        if kind.steps is None:
+            raise refuse(owner, f"{kind} has no time; the machine computes trains")
+        pixels, channels, element = prod(kind.sizes[:-1]), kind.sizes[-1], kind.element
+        if element.is_count:
+            if element.planes > MAX_PLANES:
+                raise refuse(
+                    owner,
+                    f"counts up to {element.bounds[1]} need {element.planes} planes; at most {MAX_PLANES}",
+                )
+            self.values[value] = TrainInfo(owner.label, kind.steps, pixels, channels, element.planes)
+        elif element.bounds in STREAM_BOUNDS:
+            size = STREAM_BOUNDS[element.bounds]
+            self.values[value] = StreamInfo(owner.label, kind.steps, pixels, channels, size)
+        else:
+            raise refuse(owner, f"{kind} is no train of spikes or counts and no stream of 8 or 16 bits")
+        return value
+
+    def _stream_bytes(self, value: SSAValue) -> int:
+        """Bytes of a stream's values, 0 for a train; the image has values of one byte."""
+        value = self._alias(value)
+        info = self.values.get(value)
+        if isinstance(info, StreamInfo):
+            return info.value_bytes
+        return 1 if value is self.image_value else 0
+
+    def _expect_spikes(self, op: spike.SpikeOperation, what: str) -> None:
+        for index in range(len(op.operands)):
+            element = op.operand_type(index).element
+            if not element.is_count or element.planes != 1:
+                raise refuse(op, f"{what} {op.operand_type(index)}; it must be spikes")
+
+    def _neurons(self, op: spike.IntegerLif | spike.IntegerLevel) -> None:
         align = op.operands[0].owner
         if not isinstance(align, spike.Align):
             raise refuse(op, "its current must come from an align")
-        layer = align.operands[0].owner
-        add = self.fused.get(op.results[0])
-        residual = None
-        result = op.results[0]
-        if add is not None:
-            residual = add.operands[1] if add.operands[0] is op.results[0] else add.operands[0]
-            residual, result = self._alias(residual), add.results[0]
-        self._train(result)
-        neurons = self._constants(op, align)
-        if isinstance(layer, spike.Attention):
-            self.stages.append(self._attention(layer, neurons, residual, result))
-        elif isinstance(layer, spike.Conv | spike.Linear):
-            self.stages.append(self._weighted(layer, neurons, residual, result))
-        else:
-            raise refuse(op, "its current must come from a conv, linear or attention")
+        constants = lif_constants if isinstance(op, spike.IntegerLif) else level_constants
+        self._end(op, align.operands[0], constants(op, align, self.network))  # type: ignore[arg-type]
 
-    def _constants(self, op: spike.IntegerLif, align: spike.Align) -> Neurons:
-        channels = op.result_type.sizes[-1]
-        bias_name, threshold_name = align.symbol("bias"), op.symbol("threshold")
-        assert threshold_name is not None
-        weights = self.network.weights
-        bias = np.zeros(channels, np.int32) if bias_name is None else weights[bias_name].astype(np.int32)
-        shift = align.get("shift")
-        return Neurons(
-            op.label,
-            bias,
-            weights[threshold_name].astype(np.int32),
-            max(-shift, 0),
-            max(shift, 0),
-            op.get("charge"),
-            op.get("multiplier"),
-            op.get("divisor"),
-            op.get("reset") == "soft",
-        )
+    def _end(self, op: spike.SpikeOperation, value: SSAValue, end: Neurons | Rescaling) -> None:
+        """The stage that makes `value` and ends in `op`, with the add behind it where that is the only reader."""
+        result, addend = op.results[0], None
+        add = self.fused.get(result)
+        if add is not None:
+            addend = self._alias(add.operands[1] if add.operands[0] is result else add.operands[0])
+            result = add.results[0]
+        value = self._alias(value)
+        made, maker = self._made(result), value.owner
+        if self._stream_bytes(made) == 1 and addend is not None:
+            raise refuse(op, "adds to a stream of 8 bits; streams that are added have 16")
+        match maker:
+            case spike.Conv() | spike.Linear():
+                self._weighted(maker, end, addend, made)
+            case spike.Attention():
+                self._attention(maker, end, addend, made)
+            case spike.Sum():
+                self._sum(maker, end, addend, made)
+            case spike.HeadSum():
+                self._expect_spikes(maker, "sums the heads of")
+                inputs, heads = (self._alias(maker.operands[0]),), maker.get("heads")
+                tokens, channels = maker.operand_type().sizes
+                label, width = self._label(maker), channels // heads
+                self.stages.append(HeadSumStage(label, maker.source, inputs, made, end, addend, tokens, heads, width))
+            case _ if self._stream_bytes(value) == 2:
+                pixels = _pixels(op)
+                self.stages.append(StreamStage(self._label(op), op.source, (value,), made, end, addend, *pixels))
+            case _:
+                raise refuse(op, "must come from a conv, linear, attention, sum, head sum or 16-bit stream")
 
     def _weighted(
-        self, op: spike.Conv | spike.Linear, neurons: Neurons, residual: SSAValue | None, result: SSAValue
-    ) -> WeightedStage:
+        self, op: spike.Conv | spike.Linear, end: Neurons | Rescaling, addend: SSAValue | None, result: SSAValue
+    ) -> None:
         value = op.operands[0]
         while isinstance(value.owner, spike.Repeat):
             value = value.owner.operands[0]
-        if op.symbol("bias"):
-            raise refuse(op, "has a bias of its own; before a neuron it belongs into the align")
-        name = op.symbol("weight")
-        assert name is not None
-        weight = self.network.weights[name].astype(np.int8)
-        sizes, out = op.operand_type().sizes, op.result_type.sizes
-        if isinstance(op, spike.Conv):
-            if op.get("groups") != 1:
-                raise refuse(op, f"groups={op.get('groups')}; grouped convolutions are not supported yet")
-            geometry = Geometry(
-                out[0], out[1], sizes[0], sizes[1], op.get("kernel"), op.get("stride"), op.get("padding")
+        value = self._alias(value)
+        stream_bytes = self._stream_bytes(value)
+        if stream_bytes > 1:
+            raise refuse(op, f"reads {op.operand_type()}; a weighted layer reads spikes, counts or 8-bit values")
+        operation, groups, weight = weights_of(op, self.network, is_train=not stream_bytes)
+        self.stages.append(
+            WeightedStage(
+                self._label(op), op.source, (value,), result, end, addend, operation, geometry_of(op), weight, groups
             )
-            tiles = weight.transpose(2, 3, 1, 0)
-        else:
-            tokens = prod(sizes[:-1])
-            geometry = Geometry(1, tokens, 1, tokens, 1, 1, 0)
-            tiles = weight.T[None, None]
-        return WeightedStage(
-            op.label,
-            op.source,
-            (self._alias(value),),
-            result,
-            "conv" if isinstance(op, spike.Conv) else "linear",
-            geometry,
-            np.ascontiguousarray(tiles),
-            neurons,
-            residual,
         )
 
     def _attention(
-        self, op: spike.Attention, neurons: Neurons, residual: SSAValue | None, result: SSAValue
-    ) -> AttentionStage:
-        q, k, v = (self._alias(operand) for operand in op.operands)
-        for operand in op.operands:
-            if shaped(operand.type).element.planes != 1:
-                raise refuse(op, f"attends to {operand.type}; q, k and v must be spikes")
-        tokens, channels = op.result_type.sizes
-        keys = op.operand_type(1).sizes[0]
-        heads = op.get("heads")
-        return AttentionStage(
-            op.label,
-            op.source,
-            (q, k, v),
-            result,
-            heads,
-            tokens,
-            keys,
-            channels,
-            op.get("order") == "values",
-            neurons,
-            residual,
+        self, op: spike.Attention, end: Neurons | Rescaling, addend: SSAValue | None, result: SSAValue
+    ) -> None:
+        for index in range(3):
+            element = op.operand_type(index).element
+            if not element.is_count or element.planes > MAX_PLANES:
+                raise refuse(op, f"attends to {op.operand_type(index)}; q, k and v must be spikes or counts")
+        inputs = tuple(self._alias(operand) for operand in op.operands)
+        (tokens, channels), (keys, values) = op.operand_type(0).sizes, op.operand_type(2).sizes
+        heads, values_first = op.get("heads"), op.get("order") == "values"
+        self.stages.append(
+            AttentionStage(
+                self._label(op),
+                op.source,
+                inputs,
+                result,
+                end,
+                addend,
+                heads,
+                tokens,
+                keys,
+                channels // heads,
+                values // heads,
+                values_first,
+            )
         )
+
+    def _sum(self, op: spike.Sum, end: Neurons | Rescaling, addend: SSAValue | None, result: SSAValue) -> None:
+        value = self._alias(tokens_summed(op, self._alias))
+        inputs: tuple[SSAValue, ...] = (value,)
+        if isinstance(value.owner, spike.Multiply) and value not in self.values:
+            self._expect_spikes(value.owner, "multiplies")
+            inputs = tuple(self._alias(operand) for operand in value.owner.operands)
+        elif value not in self.values or self._stream_bytes(value) == 1:
+            raise refuse(op, f"sums {op.operand_type()}; it must be a train or a 16-bit stream")
+        self.stages.append(SumStage(self._label(op), op.source, inputs, result, end, addend))
 
     def _add(self, op: spike.Add) -> None:
         if op in self.fused.values():
             return
-        self._train(op.results[0])
+        result = self._made(op.results[0])
         operands = tuple(self._alias(operand) for operand in op.operands)
-        self.stages.append(AddStage(op.label, op.source, operands, op.results[0]))
+        label, kind = self._label(op), op.result_type
+        if kind.element.is_count:
+            self.stages.append(AddStage(label, op.source, operands, result))
+            return
+        same = Rescaling.identity(kind.sizes[-1])
+        self.stages.append(StreamStage(label, op.source, operands[:1], result, same, operands[1], *_pixels(op)))
 
     def _pool(self, op: spike.MaxPool) -> None:
-        if op.operand_type().element.planes != 1 or op.operand_type().element.is_real:
-            raise refuse(op, f"pools {op.operand_type()}; only spikes can be pooled")
-        self._train(op.results[0])
-        sizes, out = op.operand_type().sizes, op.result_type.sizes
-        geometry = Geometry(out[0], out[1], sizes[0], sizes[1], op.get("kernel"), op.get("stride"), op.get("padding"))
         value = self._alias(op.operands[0])
-        self.stages.append(PoolStage(op.label, op.source, (value,), op.results[0], geometry, sizes[2]))
+        if value not in self.values or self._stream_bytes(value) == 1:
+            raise refuse(op, f"pools {op.operand_type()}; it must be spikes, counts or a 16-bit stream")
+        result, channels = self._made(op.results[0]), op.operand_type().sizes[2]
+        self.stages.append(PoolStage(self._label(op), op.source, (value,), result, geometry_of(op), channels))
 
-    def _head(self, op: spike.Output) -> None:
-        """Sums before and after the linear layer commute with it; the bias counts as often as they sum."""
-        value, repeats = op.operands[0], 1
-        while isinstance(value.owner, spike.SumTime | spike.Sum):
-            repeats *= _summed(value.owner)
-            value = value.owner.operands[0]
-        linear = value.owner
-        if not isinstance(linear, spike.Linear):
-            raise refuse(op, "the logits must come from a linear layer")
-        value = linear.operands[0]
-        while isinstance(value.owner, spike.SumTime | spike.Sum | spike.Reshape):
-            value = value.owner.operands[0]
-        name, bias = linear.symbol("weight"), linear.symbol("bias")
-        assert name is not None
-        weight = self.network.weights[name].astype(np.int8)
-        biases = self.network.weights[bias].astype(np.int64) if bias else np.zeros(len(weight), np.int64)
-        stage = HeadStage(
-            linear.label,
-            linear.source,
-            (self._alias(value),),
-            None,
-            weight.shape[1],
-            np.ascontiguousarray(weight.T),
-            (biases * repeats).astype(np.int32),
-            op.get("scale"),
-        )
-        self.stages.append(stage)
+    def _mask(self, op: spike.Mask | spike.Multiply | spike.Dilate) -> None:
+        if isinstance(op, spike.Multiply) and all(isinstance(use.operation, spike.Sum) for use in op.results[0].uses):
+            return  # the sum multiplies
+        self._expect_spikes(op, "works on")
+        inputs, result = tuple(self._alias(operand) for operand in op.operands), self._made(op.results[0])
+        channels, label = op.result_type.sizes[-1], self._label(op)
+        if isinstance(op, spike.Dilate):
+            heads = op.get("heads")
+            self.stages.append(DilateStage(label, op.source, inputs, result, heads, channels // heads))
+            return
+        sizes, masks = (op.operand_type(index).sizes for index in range(2))
+        if isinstance(op, spike.Multiply):
+            if sizes != masks:
+                raise refuse(op, f"multiplies {op.operand_type(0)} by {op.operand_type(1)}; shapes must be equal")
+            kind, heads = "equal", 1
+        else:
+            kind, heads = ("tokens", 1) if len(masks) == 1 else ("heads", masks[1])
+        self.stages.append(MaskStage(label, op.source, inputs, result, kind, heads, channels // heads))
 
 
-def _summed(op: spike.SpikeOperation) -> int:
-    """How many values a sum adds."""
-    if isinstance(op, spike.SumTime):
-        return op.operand_type().steps or 1
-    return op.operand_type().sizes[op.get("axis")]
+def _pixels(op: spike.SpikeOperation) -> tuple[int, int]:
+    """Pixels of an op's result, and of one of its rows."""
+    sizes = op.result_type.sizes
+    pixels = prod(sizes[:-1])
+    return pixels, sizes[1] if len(sizes) == 3 else pixels
 
 
 def _in_dependence_order(stages: list[Stage]) -> list[Stage]:
-    """Stages such that each comes after those whose trains it reads, otherwise as the model has them."""
+    """Stages such that each comes after those whose results it reads, otherwise as the model has them."""
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(stages)))
     makes = {stage.result: index for index, stage in enumerate(stages) if stage.result is not None}
     for index, stage in enumerate(stages):
-        reads = [*stage.inputs]
-        residual = getattr(stage, "residual", None)
-        if residual is not None:
-            reads.append(residual)
-        graph.add_edges_from((makes[value], index) for value in reads if value in makes)
+        graph.add_edges_from((makes[value], index) for value in stage.reads if value in makes)
     return [stages[index] for index in nx.lexicographical_topological_sort(graph)]

@@ -11,17 +11,30 @@ from xdsl.ir import SSAValue
 from compiler.backend.emitter import Emitter
 from compiler.backend.group import plan_stages
 from compiler.backend.lower_attention import lower_attention
-from compiler.backend.lower_rest import lower_add, lower_head, lower_pool
+from compiler.backend.lower_gates import lower_add, lower_dilate, lower_mask
+from compiler.backend.lower_head import lower_head
+from compiler.backend.lower_pool import lower_pool
+from compiler.backend.lower_streams import lower_stream
+from compiler.backend.lower_sums import lower_head_sum, lower_sum
 from compiler.backend.lower_weighted import lower_weighted
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
+    DilateStage,
+    EndedStage,
     HeadStage,
+    HeadSumStage,
+    MaskStage,
+    Neurons,
     Plan,
     PoolStage,
     Stage,
+    StreamStage,
+    SumStage,
+    TrainInfo,
     WeightedStage,
 )
+from compiler.backend.tile_weighted import Demand, Tiling, choose
 from compiler.ir.cstep import OPS, InputOp, OutputOp
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
@@ -65,16 +78,20 @@ class Lowering:
         self.plan, self.machine, self.emit, self.spills = plan, machine, emit, spills
         self._dram: dict[SSAValue, SSAValue] = {}
         self._state: dict[str, SSAValue] = {}
+        self._tilings: dict[Demand, Tiling] = {}
+        self.window = min(machine.window, plan.timesteps)
+        """Timesteps of a window."""
         self.longest = min(machine.window, plan.timesteps) if spills else plan.timesteps
         """Timesteps of the longest call; tilings are chosen for it and hold for all calls."""
         self.calls = -(-plan.timesteps // machine.window) if spills else 1
 
     def dram_of(self, value: SSAValue) -> SSAValue:
-        """The DRAM buffer of a train."""
+        """The DRAM buffer of a train or stream."""
         value = self.plan.memory(value)
         if value not in self._dram:
-            info = self.plan.trains[value]
-            self._dram[value] = self.emit.buffer(Region.DRAM, info.bytes, f"{info.label}.train")
+            info = self.plan.info(value)
+            kind = "train" if isinstance(info, TrainInfo) else "stream"
+            self._dram[value] = self.emit.buffer(Region.DRAM, info.bytes, f"{info.label}.{kind}")
         return self._dram[value]
 
     def place(self, value: SSAValue, buffer: SSAValue) -> None:
@@ -86,6 +103,12 @@ class Lowering:
         if name not in self._state:
             self._state[name] = self.emit.buffer(Region.DRAM, size, name)
         return self._state[name]
+
+    def tiling(self, demand: Demand, where: str) -> Tiling:
+        """The tiling of a weighted stage; layers that ask for the same share it."""
+        if demand not in self._tilings:
+            self._tilings[demand] = choose(demand, self.machine, where)
+        return self._tilings[demand]
 
 
 @dataclass(frozen=True)
@@ -165,28 +188,69 @@ def calls(timesteps: int, window: int, spills: bool) -> list[Call]:
 
 def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logits: SSAValue) -> None:
     """Mark the layer, and emit its instructions."""
-    trains = [lowering.plan.trains.get(value) for value in stage.inputs]
-    binary = all(train is not None and train.planes == 1 for train in trains)
-
-    def mark(operation: str, neurons: tuple[int, ...] = (), fires: str = "") -> None:
-        lowering.emit.layer(stage.label, stage.source, operation, binary, neurons, fires)
-
+    operation = _operation(stage)
+    neurons, fires = (), ""
+    if isinstance(stage, EndedStage) and isinstance(stage.end, Neurons):
+        neurons, fires = (*_pixels(stage), stage.channels), stage.end.label
+    inputs = [lowering.plan.info(value) for value in stage.inputs]
+    binary = all(isinstance(info, TrainInfo) and info.planes == 1 for info in inputs)
+    lowering.emit.layer(stage.label, stage.source, operation, binary, neurons, fires)
     match stage:
         case WeightedStage():
-            neurons = (stage.geometry.rows, stage.geometry.columns, len(stage.neurons.bias))
-            mark(stage.operation, neurons, stage.neurons.label)
             lower_weighted(lowering, stage, call, share)
         case AttentionStage():
-            mark("attention", (1, stage.tokens, stage.channels), stage.neurons.label)
             lower_attention(lowering, stage, call)
+        case StreamStage():
+            lower_stream(lowering, stage, call)
+        case SumStage():
+            lower_sum(lowering, stage, call)
+        case HeadSumStage():
+            lower_head_sum(lowering, stage, call)
+        case MaskStage():
+            lower_mask(lowering, stage, call)
+        case DilateStage():
+            lower_dilate(lowering, stage, call)
         case PoolStage():
-            mark("pool")
             lower_pool(lowering, stage, call)
         case AddStage():
-            mark("add")
             lower_add(lowering, stage, call)
         case HeadStage():
-            mark("head")
             lower_head(lowering, stage, call, logits)
         case _:
             raise TypeError(f"{type(stage).__name__} is no stage")
+
+
+OPERATIONS: dict[type[Stage], str] = {
+    AttentionStage: "attention",
+    SumStage: "sum",
+    HeadSumStage: "sum",
+    MaskStage: "mask",
+    DilateStage: "pool",
+    PoolStage: "pool",
+    AddStage: "add",
+    HeadStage: "head",
+}
+"""What the layer table calls a stage."""
+
+
+def _operation(stage: Stage) -> str:
+    if isinstance(stage, WeightedStage):
+        return stage.operation
+    if isinstance(stage, StreamStage):
+        return "neurons" if isinstance(stage.end, Neurons) else "add"
+    return OPERATIONS[type(stage)]
+
+
+def _pixels(stage: EndedStage) -> tuple[int, int]:
+    """Rows and columns of a stage's neurons."""
+    match stage:
+        case WeightedStage():
+            return stage.geometry.rows, stage.geometry.columns
+        case AttentionStage():
+            return 1, stage.tokens
+        case StreamStage():
+            return stage.pixels // stage.columns, stage.columns
+        case HeadSumStage():
+            return 1, stage.tokens
+        case _:
+            return 1, 1

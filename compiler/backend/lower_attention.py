@@ -1,4 +1,4 @@
-"""Attention: q, k and v of a tile of heads, accumulators, neurons."""
+"""Attention: q, k and v of a tile of heads, accumulators, and what these become."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ from typing import TYPE_CHECKING
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
-from compiler.backend.lower_neurons import NeuronTile, Tile
+from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
 from compiler.backend.stages import AttentionStage
-from compiler.backend.tile import choose_attention
-from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, Attend, Load
+from compiler.backend.tile import spans
+from compiler.backend.tile_attention import AttentionTiling, choose_attention
+from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, Attend, Load, words_of
 from isa.word import Region
 
 if TYPE_CHECKING:
     from compiler.backend.lower import Call, Lowering
 
 
+def attention_tiling(lowering: Lowering, stage: AttentionStage) -> AttentionTiling:
+    """Heads and queries of a tile."""
+    q, k, v = (lowering.plan.train(value) for value in stage.inputs)
+    planes, apart = (q.planes, k.planes, v.planes), q.run > 0
+    return choose_attention(stage, planes, end_demand(lowering, stage), lowering.machine, apart)
+
+
 def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> None:
     """Emit an attention stage for one call: tiles of heads, of queries, and windows."""
-    assert stage.result is not None
-    planes = lowering.plan.trains[stage.result].planes
-    window = min(lowering.machine.window, lowering.plan.timesteps)
-    steps_of_result = lowering.longest
-    tiling = choose_attention(stage, window, planes, steps_of_result, lowering.spills, lowering.machine)
-    width = stage.channels // stage.heads
+    tiling = attention_tiling(lowering, stage)
+    channels = tiling.heads * stage.value_width
+    part = Part(stage.label, stage.end, channels)
     steps: list[Step] = []
     for head in range(0, stage.heads, tiling.heads):
-        for query in range(0, stage.tokens, tiling.queries):
-            queries = min(tiling.queries, stage.tokens - query)
-            tile = Tile((query, queries), (head * width, tiling.heads * width), (0, query))
-            neurons = NeuronTile(
-                lowering,
-                stage.label,
-                stage.neurons,
-                stage.residual,
-                stage.result,
-                call,
-                tile,
-                tiling.heads * width,
-            )
-            steps += _windows(lowering, stage, call, neurons, tiling.heads)
+        for query in spans(stage.tokens, tiling.queries):
+            tile = Tile(query, (head * stage.value_width, channels), (0, query[0]))
+            end = end_tile(lowering, stage, part, call, tile)
+            made = [_window(lowering, stage, end, (head, tiling.heads), window) for window in call.windows]
+            end.prepare(made[0], None)
+            end.conclude(made[-1])
+            steps += made
     lowering.emit.pipeline(steps)
 
 
-def _windows(lowering: Lowering, stage: AttentionStage, call: Call, neurons: NeuronTile, heads: int) -> list[Step]:
-    """One step a window; constants, membranes and residual come with the first, the spikes go with the last."""
-    emit, tile = lowering.emit, neurons.tile
-    steps = [Step() for _ in call.windows]
-    whole = Step()
-    neurons.prepare(whole, None)
-    for window, step in zip(call.windows, steps, strict=True):
-        operands: dict[str, SSAValue] = {}
-        for name, value, pixels in zip(
-            ("q", "k", "v"), stage.inputs, (tile.pixels, (0, stage.keys), (0, stage.keys)), strict=True
-        ):
-            operands[name] = _load(lowering, stage, step, name, value, pixels, tile.words, window)
-        size = window[1] * tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
-        accumulators = emit.buffer(Region.OUTPUT, size, f"{stage.label}.accumulators")
-        step.works.append(lambda w=window, o=operands, a=accumulators: _attend(lowering, stage, w, tile, heads, o, a))
-        step.works.append(lambda w=window, a=accumulators: neurons.fire(w, (a, 0)))
-    steps[0].loads += whole.loads
-    steps[-1].stores += whole.stores
-    return steps
+def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span, window: Span) -> Step:
+    """One window of a tile: loads of q, k and v, the products, and the end."""
+    tile, step = end.tile, Step()
+    operands: dict[str, SSAValue] = {}
+    for name, value, pixels, width in zip(
+        ("q", "k", "v"),
+        stage.inputs,
+        (tile.pixels, (0, stage.keys), (0, stage.keys)),
+        (stage.width, stage.width, stage.value_width),
+        strict=True,
+    ):
+        channels = (heads[0] * width, heads[1] * width)
+        operands[name] = _load(lowering, stage, step, name, value, pixels, channels, window)
+    size = window[1] * tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
+    accumulators = lowering.emit.buffer(Region.OUTPUT, size, f"{stage.label}.accumulators")
+    step.works += [
+        lambda: end.begin(window),
+        lambda: _attend(lowering, stage, window, tile, heads[1], operands, accumulators),
+        lambda: end.finish(window, (accumulators, 0)),
+    ]
+    return step
 
 
 def _load(
@@ -71,17 +71,20 @@ def _load(
     step: Step,
     name: str,
     value: SSAValue,
-    pixels: tuple[int, int],
-    words: tuple[int, int],
-    window: tuple[int, int],
+    pixels: Span,
+    channels: Span,
+    window: Span,
 ) -> SSAValue:
     """A tile of q, k or v for one window."""
-    info = lowering.plan.trains[value]
-    size = window[1] * pixels[1] * words[1] * SPIKE_WORD_BYTES
+    info = lowering.plan.train(value)
+    words = info.words_at(channels)
+    size = info.planes * window[1] * pixels[1] * words[1] * SPIKE_WORD_BYTES
     target = lowering.emit.buffer(Region.SPIKE, size, f"{stage.label}.{name}")
     dram = lowering.dram_of(value)
     step.loads.append(
-        lambda: lowering.emit.copy_train(Load, info, dram, target, steps=window, pixels=pixels, words=words, planes=1)
+        lambda: lowering.emit.copy_train(
+            Load, info, dram, target, steps=window, pixels=pixels, words=words, planes=info.planes
+        )
     )
     return target
 
@@ -89,13 +92,16 @@ def _load(
 def _attend(
     lowering: Lowering,
     stage: AttentionStage,
-    window: tuple[int, int],
+    window: Span,
     tile: Tile,
     heads: int,
     operands: dict[str, SSAValue],
     accumulators: SSAValue,
 ) -> None:
-    row = tile.words[1] * SPIKE_WORD_BYTES
+    row = words_of(heads * stage.width) * SPIKE_WORD_BYTES
+    operand_planes = {
+        f"{name}_planes": lowering.plan.train(value).planes for name, value in zip("qkv", stage.inputs, strict=True)
+    }
     lowering.emit.instruction(
         Attend,
         {**{name: (buffer, 0) for name, buffer in operands.items()}, "accumulators": (accumulators, 0)},
@@ -103,13 +109,11 @@ def _attend(
         queries=tile.pixels[1],
         keys=stage.keys,
         heads=heads,
-        width=stage.channels // stage.heads,
+        width=stage.width,
         first_bit=0,
         pixel_stride=row,
         query_step_stride=tile.pixels[1] * row,
         key_step_stride=stage.keys * row,
         values_first=int(stage.values_first),
-        q_planes=1,
-        k_planes=1,
-        v_planes=1,
+        **operand_planes,
     )

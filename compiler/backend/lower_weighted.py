@@ -1,7 +1,8 @@
-"""Convolutions and linear layers: weights, spikes or an image, accumulators, neurons."""
+"""Convolutions and linear layers: weights, what they weigh, accumulators, and what these become."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,134 +10,153 @@ from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
-from compiler.backend.lower_neurons import NeuronTile, Tile
-from compiler.backend.stages import ImageInfo, TrainInfo, WeightedStage
-from compiler.backend.tile import Demand, Tiling, choose, halo_rows, is_row_of_tokens
-from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, SPIKES_PER_WORD, Accumulate, Load, Multiply, words_of
+from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
+from compiler.backend.stages import Neurons, Rescaling, TrainInfo, WeightedStage
+from compiler.backend.tile import halo_rows, spans
+from compiler.backend.tile_weighted import Demand, Tiling
+from isa.instructions import (
+    ACCUMULATOR_BYTES,
+    SPIKE_WORD_BYTES,
+    Accumulate,
+    Depthwise,
+    Load,
+    Multiply,
+    words_of,
+)
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
     from compiler.backend.lower import Call, Lowering
 
-Span = tuple[int, int]
-"""First and count."""
-
 
 def lower_weighted(lowering: Lowering, stage: WeightedStage, call: Call, share: bool) -> None:
-    """Emit a weighted stage for one call."""
-    _Weighted(lowering, stage, call, share).run()
+    """Emit a weighted stage for one call, group by group."""
+    steps: list[Step] = []
+    for group in range(stage.groups):
+        steps += _Weighted(lowering, stage, call, share, group).steps()
+    lowering.emit.pipeline(steps)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tile of inputs in the spike buffer: its timesteps are those from `first` on."""
+
+    buffer: SSAValue
+    first: int
+    steps: int
 
 
 class _Weighted:
-    def __init__(self, lowering: Lowering, stage: WeightedStage, call: Call, share: bool) -> None:
+    """One group of a weighted stage in one call."""
+
+    def __init__(self, lowering: Lowering, stage: WeightedStage, call: Call, share: bool, group: int) -> None:
         self.lowering, self.stage, self.call, self.share = lowering, stage, call, share
-        self.emit = lowering.emit
-        value = lowering.plan.memory(stage.inputs[0])
-        self.train: TrainInfo | None = lowering.plan.trains.get(value)
-        self.image: ImageInfo = lowering.plan.image
-        self.dram = lowering.dram_of(value)
+        self.emit, self.plan = lowering.emit, lowering.plan
+        self.value = self.plan.memory(stage.inputs[0])
+        self.input = self.plan.info(self.value)
+        self.planes = self.input.planes if isinstance(self.input, TrainInfo) else 0
+        self.is_image = self.value is self.plan.image_value
+        self.is_still = self.is_image and self.plan.image.is_still
+        self.is_depthwise = stage.operation == "depthwise"
+        self.is_tokens = stage.geometry.is_row_of_tokens
+        outputs = stage.channels // stage.groups
+        self.outputs, self.first_output = outputs, group * outputs
+        self.weight = stage.weight[..., self.first_output : self.first_output + outputs]
+        self.inputs = outputs if self.is_depthwise else self.weight.shape[2]
+        self.first_input = group * self.inputs
         self.tiling = self._choose()
-        self.is_tokens = is_row_of_tokens(stage.geometry)
-        self._weight: tuple[Span, Span, SSAValue] | None = None
-        self._inputs: dict[tuple[Span, Span], SSAValue] = {}
+        name = stage.label if stage.groups == 1 else f"{stage.label}.group.{group}"
+        self.part = Part(name, _channels_of(stage, self.first_output, outputs), self.tiling.outputs, self.first_output)
+        self._weights: tuple[Span, Span, SSAValue] | None = None
+        self._inputs: dict[tuple[Span, Span, int], _Held] = {}
         self._constants: tuple[Span, SSAValue] | None = None
 
     def _choose(self) -> Tiling:
-        stage, plan = self.stage, self.lowering.plan
+        lowering, stage = self.lowering, self.stage
         assert stage.result is not None
-        residual = plan.trains[plan.memory(stage.residual)] if stage.residual is not None else None
-        steps, calls = self.lowering.longest, self.lowering.calls
-        still = self.train is None and self.image.kind == "image"  # the same at every timestep
+        made = self.plan.info(stage.result)
         demand = Demand(
             geometry=stage.geometry,
-            inputs=stage.weight.shape[2],
-            outputs=stage.weight.shape[3],
-            is_image=self.train is None,
-            planes=self.train.planes if self.train else 1,
-            result_planes=plan.trains[stage.result].planes,
-            residual_planes=residual.planes if residual else 0,
-            steps=steps,
-            input_steps=1 if still else steps,
-            window=self.lowering.machine.window,
-            spill=self.lowering.spills,
-            calls=calls,
-            total_steps=calls if still else plan.timesteps,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            is_depthwise=self.is_depthwise,
+            planes=self.planes,
+            input_steps=1 if self.is_still else lowering.longest,
+            end=end_demand(lowering, stage),
+            calls=lowering.calls,
+            total_steps=lowering.calls if self.is_still else self.plan.timesteps,
+            run=made.run if isinstance(made, TrainInfo) else 0,
+            input_run=self.input.run if isinstance(self.input, TrainInfo) else 0,
         )
-        return choose(demand, self.lowering.machine, f"{stage.label} ({stage.source})")
+        return lowering.tiling(demand, stage.where)
 
-    def run(self) -> None:
-        geometry, tiling = self.stage.geometry, self.tiling
-        pixels = _spans(geometry.columns if self.is_tokens else geometry.rows, tiling.pixels)
-        outputs = _spans(self.stage.weight.shape[3], tiling.outputs)
-        if tiling.pixels_outermost:
+    def steps(self) -> list[Step]:
+        pixels = spans(self._extent, self.tiling.pixels)
+        outputs = spans(self.outputs, self.tiling.outputs)
+        if self.tiling.pixels_outermost:
             order = [(p, o) for p in pixels for o in outputs]
         else:
             order = [(p, o) for o in outputs for p in pixels]
-        steps: list[Step] = []
-        for pixel_span, output_span in order:
-            steps += self._tile(pixel_span, output_span)
-        self.emit.pipeline(steps)
+        return [step for pixel_span, output_span in order for step in self._tile(pixel_span, output_span)]
+
+    @property
+    def _extent(self) -> int:
+        """What tiles of pixels divide: tokens, or image rows."""
+        return self.stage.geometry.columns if self.is_tokens else self.stage.geometry.rows
 
     def _tile(self, pixels: Span, outputs: Span) -> list[Step]:
-        """The steps of one tile of neurons, one for each tile of input channels."""
-        stage, call = self.stage, self.call
-        assert stage.result is not None
-        columns = stage.geometry.columns
+        """The steps of one tile of outputs: one for each tile of input channels, in each round of windows."""
+        columns = self.stage.geometry.columns
         if self.is_tokens:
             tile = Tile(pixels, outputs, (0, pixels[0]))
         else:
             tile = Tile((pixels[0] * columns, pixels[1] * columns), outputs, (pixels[0], 0))
-        neurons = NeuronTile(
-            self.lowering, stage.label, stage.neurons, stage.residual, stage.result, call, tile, self.tiling.outputs
-        )
-        accumulated = tile.pixels[1] * outputs[1] * ACCUMULATOR_BYTES
-        inputs = _spans(stage.weight.shape[2], self.tiling.inputs)
-        shared = (
-            self.emit.buffer(Region.OUTPUT, call.steps * accumulated, f"{stage.label}.accumulators")
-            if len(inputs) > 1
-            else None
-        )
+        end = end_tile(self.lowering, self.stage, self.part, self.call, tile)
+        inputs = [outputs] if self.is_depthwise else spans(self.inputs, self.tiling.inputs)
+        windows = self.call.windows
         steps: list[Step] = []
-        for index, input_span in enumerate(inputs):
-            step = Step()
-            weights = self._load_weights(step, input_span, outputs)
-            values = self._load_inputs(step, pixels, input_span)
-            if index == len(inputs) - 1:
+        for number, together in enumerate([(window,) for window in windows] if self.tiling.by_window else [windows]):
+            made = self._round(end, tile, pixels, inputs, together)
+            if number == 0:  # with the last inputs, so that they stay no longer than they must
                 held = self._constants[1] if self._constants and self._constants[0] == outputs else None
-                self._constants = (outputs, neurons.prepare(step, held))
-            self._work(step, neurons, pixels, input_span, outputs, weights, values, shared, accumulated, index)
-            steps.append(step)
-        if shared is not None:
-            for window in call.windows:
-                offset = (window[0] - call.first) * accumulated
-                steps[-1].works.append(lambda w=window, o=offset: neurons.fire(w, (shared, o)))
+                self._constants = (outputs, end.prepare(made[-1], held))
+            steps += made
+        end.conclude(steps[-1])
         return steps
 
-    def _work(
-        self,
-        step: Step,
-        neurons: NeuronTile,
-        pixels: Span,
-        inputs: Span,
-        outputs: Span,
-        weights: SSAValue,
-        values: SSAValue,
-        shared: SSAValue | None,
-        accumulated: int,
-        index: int,
-    ) -> None:
-        """Accumulate every window; without shared accumulators, fire it right away."""
-        for window in self.call.windows:
-            if shared is not None:
-                place = (shared, (window[0] - self.call.first) * accumulated)
-            else:
-                group = f"{self.stage.label}.accumulators"
-                place = (self.emit.buffer(Region.OUTPUT, window[1] * accumulated, group), 0)
-            step.works.append(
-                lambda w=window, p=place: self._accumulate(w, pixels, inputs, outputs, weights, values, p, index == 0)
-            )
-            if shared is None:
-                step.works.append(lambda w=window, p=place: neurons.fire(w, p))
+    def _round(
+        self, end: EndTile, tile: Tile, pixels: Span, inputs: list[Span], windows: tuple[Span, ...]
+    ) -> list[Step]:
+        """Accumulate some windows over all inputs, and end them."""
+        group = f"{self.part.name}.accumulators"
+        accumulated = tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
+        first, count = windows[0][0], sum(steps for _, steps in windows)
+        shared = self.emit.buffer(Region.OUTPUT, count * accumulated, group) if len(inputs) > 1 else None
+        steps: list[Step] = []
+        for index, span in enumerate(inputs):
+            step = Step()
+            weights = self._load_weights(step, span, tile.channels)
+            held = self._load_inputs(step, pixels, span, first, count)
+            for window in windows:
+                if shared is None:
+                    place = (self.emit.buffer(Region.OUTPUT, window[1] * accumulated, group), 0)
+                else:
+                    place = (shared, (window[0] - first) * accumulated)
+                if index == len(inputs) - 1:
+                    step.works.append(lambda w=window: end.begin(w))
+                step.works.append(
+                    lambda w=window, p=place, i=index, s=span, n=weights, h=held: self._accumulate(
+                        w, pixels, s, tile.channels, n, h, p, i == 0
+                    )
+                )
+                if shared is None:
+                    step.works.append(lambda w=window, p=place: end.finish(w, p))
+            steps.append(step)
+        if shared is not None:
+            for window in windows:
+                offset = (window[0] - first) * accumulated
+                steps[-1].works.append(lambda w=window, o=offset: end.finish(w, (shared, o)))
+        return steps
 
     def _input_rows(self, pixels: Span) -> tuple[Span, int]:
         """Input rows of a pixel tile, and the padding above them."""
@@ -145,6 +165,10 @@ class _Weighted:
         first, count, top = halo_rows(self.stage.geometry, *pixels)
         return (first, count), top
 
+    def _pixel_bytes(self, inputs: Span) -> int:
+        """Bytes of an input pixel in the tile's buffer."""
+        return words_of(inputs[1]) * SPIKE_WORD_BYTES if self.planes else inputs[1]
+
     def _accumulate(
         self,
         window: Span,
@@ -152,134 +176,115 @@ class _Weighted:
         inputs: Span,
         outputs: Span,
         weights: SSAValue,
-        values: SSAValue,
+        held: _Held,
         accumulators: Place,
         fresh: bool,
     ) -> None:
         geometry = self.stage.geometry
         rows, top = self._input_rows(pixels)
         columns = pixels[1] if self.is_tokens else geometry.input_columns
-        pixel_bytes = inputs[1] if self.train is None else words_of(inputs[1]) * SPIKE_WORD_BYTES
+        pixel_bytes = self._pixel_bytes(inputs)
         step_bytes = rows[1] * columns * pixel_bytes
-        static = self.train is None and self.image.kind == "image"
         fields = {
             "steps": window[1],
             "rows": 1 if self.is_tokens else pixels[1],
             "columns": pixels[1] if self.is_tokens else geometry.columns,
             "input_rows": rows[1],
             "input_columns": columns,
-            "kernel_rows": geometry.kernel,
+            "kernel_rows": geometry.kernel_rows,
             "kernel_columns": geometry.kernel,
             "stride": geometry.stride,
             "top": top,
             "left": geometry.padding,
             "inputs": inputs[1],
             "pixel_stride": pixel_bytes,
-            "step_stride": 0 if static else step_bytes,
-            "outputs": outputs[1],
+            "step_stride": 0 if self.is_still else step_bytes,
         }
-        offset = 0 if static else (window[0] - self.call.first) * step_bytes
+        offset = 0 if self.is_still else (window[0] - held.first) * step_bytes
         places: dict[str, Place] = {"weights": (weights, 0), "accumulators": accumulators}
-        if self.train is None:
-            self.emit.instruction(Multiply, {"values": (values, offset), **places}, fresh=int(fresh), **fields)
+        instruction = self.emit.instruction
+        if not self.planes:
+            values = (held.buffer, offset)
+            instruction(Multiply, {"values": values, **places}, fresh=int(fresh), outputs=outputs[1], **fields)
             return
-        plane_bytes = self.call.steps * step_bytes
-        for plane in range(self.train.planes):
-            self.emit.instruction(
-                Accumulate,
-                {"spikes": (values, offset + plane * plane_bytes), **places},
-                plane=plane,
-                fresh=int(fresh and plane == 0),
-                share=int(self.share),
-                **fields,
-            )
+        for plane in range(self.planes):
+            spikes = (held.buffer, offset + plane * held.steps * step_bytes)
+            now = {"plane": plane, "fresh": int(fresh and plane == 0), **fields}
+            if self.is_depthwise:
+                instruction(Depthwise, {"spikes": spikes, **places}, **now)
+            else:
+                instruction(Accumulate, {"spikes": spikes, **places}, outputs=outputs[1], share=int(self.share), **now)
 
     def _load_weights(self, step: Step, inputs: Span, outputs: Span) -> SSAValue:
         """The weight tile, unless it is the one that was loaded last."""
-        if self._weight is not None and self._weight[:2] == (inputs, outputs):
-            return self._weight[2]
-        weight, tiling = self.stage.weight, self.tiling
-        source = self.emit.constant(
-            f"{self.stage.label}.tiles", lambda: weight_tiles(weight, tiling.inputs, tiling.outputs)
-        )
-        taps = weight.shape[0] * weight.shape[1]
-        size = taps * inputs[1] * outputs[1]
-        start = taps * (outputs[0] * weight.shape[2] + inputs[0] * outputs[1])
-        target = self.emit.buffer(Region.WEIGHT, size, f"{self.stage.label}.weights")
+        if self._weights is not None and self._weights[:2] == (inputs, outputs):
+            return self._weights[2]
+        weight, tiling, name = self.weight, self.tiling, self.part.name
+        source = self.emit.constant(f"{name}.tiles", lambda: weight_tiles(weight, tiling.inputs, tiling.outputs))
+        first, count = (0, 1) if self.is_depthwise else inputs
+        size = self.stage.geometry.taps * count * outputs[1]
+        start = self.stage.geometry.taps * (outputs[0] * weight.shape[2] + first * outputs[1])
+        target = self.emit.buffer(Region.WEIGHT, size, f"{name}.weights")
         step.loads.append(
             lambda: self.emit.copy(Load, (source, start), (target, 0), Region.WEIGHT, Traffic.WEIGHT, size)
         )
-        self._weight = (inputs, outputs, target)
+        self._weights = (inputs, outputs, target)
         return target
 
-    def _load_inputs(self, step: Step, pixels: Span, inputs: Span) -> SSAValue:
-        """The input tile, all timesteps of the call, unless it is still in the buffer."""
-        key = (pixels, inputs)
+    def _load_inputs(self, step: Step, pixels: Span, inputs: Span, first: int, count: int) -> _Held:
+        """The input tile, `count` timesteps from `first` on, unless it is still in the buffer."""
+        key = (pixels, inputs, first)
         if key in self._inputs:
             return self._inputs[key]
         geometry = self.stage.geometry
         rows, _ = self._input_rows(pixels)
         width = geometry.input_columns
         run = pixels if self.is_tokens else (rows[0] * width, rows[1] * width)
-        extent = geometry.columns if self.is_tokens else geometry.rows
-        resident = self.tiling.pixels_outermost or self.tiling.pixels >= extent
+        tiling = self.tiling
+        resident = (tiling.pixels_outermost or tiling.pixels >= self._extent) and not tiling.by_window
         if not resident or any(held[0] != pixels for held in self._inputs):
             self._inputs.clear()
-        target = self._load_image(step, run) if self.train is None else self._load_train(step, run, inputs)
-        self._inputs[key] = target
-        return target
+        first, count = (0, 1) if self.is_still else (first, count)
+        size = max(self.planes, 1) * count * run[1] * self._pixel_bytes(inputs)
+        held = _Held(self.emit.buffer(Region.SPIKE, size, f"{self.part.name}.inputs"), first, count)
+        channels = (self.first_input + inputs[0], inputs[1])
+        step.loads.append(lambda: self._copy_inputs(held, run, channels))
+        self._inputs[key] = held
+        return held
 
-    def _load_train(self, step: Step, run: Span, inputs: Span) -> SSAValue:
-        info = self.train
-        assert info is not None
-        words = (inputs[0] // SPIKES_PER_WORD, words_of(inputs[1]))
-        size = info.planes * self.call.steps * run[1] * words[1] * SPIKE_WORD_BYTES
-        target = self.emit.buffer(Region.SPIKE, size, f"{self.stage.label}.spikes")
-        step.loads.append(
-            lambda: self.emit.copy_train(
-                Load,
-                info,
-                self.dram,
-                target,
-                steps=(self.call.first, self.call.steps),
-                pixels=run,
-                words=words,
-                planes=info.planes,
+    def _copy_inputs(self, held: _Held, pixels: Span, channels: Span) -> None:
+        dram, steps = self.lowering.dram_of(self.value), (held.first, held.steps)
+        if isinstance(self.input, TrainInfo):
+            info, words = self.input, self.input.words_at(channels)
+            self.emit.copy_train(
+                Load, info, dram, held.buffer, steps=steps, pixels=pixels, words=words, planes=info.planes
             )
+            return
+        traffic = Traffic.IMAGE if self.is_image else Traffic.STREAM
+        self.emit.copy_stream(
+            Load,
+            self.input,
+            dram,
+            held.buffer,
+            Region.SPIKE,
+            steps=steps,
+            pixels=pixels,
+            channels=channels,
+            traffic=traffic,
         )
-        return target
-
-    def _load_image(self, step: Step, run: Span) -> SSAValue:
-        channels, height, width = self.image.shape
-        static = self.image.kind == "image"
-        steps = 1 if static else self.call.steps
-        step_bytes = height * width * channels
-        first = 0 if static else self.call.first
-        size = run[1] * channels
-        target = self.emit.buffer(Region.SPIKE, steps * size, f"{self.stage.label}.image")
-        step.loads.append(
-            lambda: self.emit.copy(
-                Load,
-                (self.dram, first * step_bytes + run[0] * channels),
-                (target, 0),
-                Region.SPIKE,
-                Traffic.IMAGE,
-                size,
-                (steps, 1),
-                (step_bytes, 0),
-                (size, 0),
-            )
-        )
-        return target
 
 
-def _spans(total: int, size: int) -> list[Span]:
-    """0..total-1 in runs of `size`."""
-    return [(first, min(size, total - first)) for first in range(0, total, size)]
+def _channels_of(stage: WeightedStage, first: int, count: int) -> Neurons | Rescaling:
+    """A group's part of the constants."""
+    part = slice(first, first + count)
+    end = stage.end
+    if isinstance(end, Neurons):
+        return replace(end, bias=end.bias[part], threshold=end.threshold[part])
+    return replace(end, bias=end.bias[part], multiplier=end.multiplier[part])
 
 
 def weight_tiles(weight: NDArray[np.int8], inputs: int, outputs: int) -> NDArray[np.uint8]:
-    """[kernel, kernel, in, out] in tile order: output tiles, in them input tiles, each [kernel, kernel, in, out]."""
+    """[kernel rows, kernel, in, out] in tile order: output tiles, in them input tiles, each in that order."""
     parts = [
         np.ascontiguousarray(weight[:, :, k : k + inputs, n : n + outputs]).reshape(-1).view(np.uint8)
         for n in range(0, weight.shape[3], outputs)

@@ -1,11 +1,13 @@
 """The integer module as a list of stages: what one layer of the machine does from DRAM to DRAM.
 
-A stage is a weighted layer (or attention) with its neuron and the residual it adds, a pooling, an addition of two
-trains, or the head. Trains lie in DRAM as [plane][step][pixel][word]; a reshape of HxWxC to NxC moves nothing there.
+A stage is a weighted layer, attention or a sum with the neurons (or the fixed-point stream) it ends in and what is
+added to them, a pooling, a mask, an addition, or the head. Between stages lie trains, [plane][step][pixel][word], and
+streams, [step][pixel][channel]; a reshape of HxWxC to NxC moves nothing there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from isa.instructions import SPIKE_WORD_BYTES, words_of
+from isa.instructions import SPIKE_WORD_BYTES, SPIKES_PER_WORD, words_of
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,21 @@ class TrainInfo:
     pixels: int
     channels: int
     planes: int
+    run: int = 0
+    """Channels that begin at a spike word of their own (a head's); 0 for all of them."""
 
     @property
     def words(self) -> int:
         """Spike words a pixel."""
-        return words_of(self.channels)
+        return self.channels // self.run * words_of(self.run) if self.run else words_of(self.channels)
+
+    def words_at(self, channels: tuple[int, int]) -> tuple[int, int]:
+        """First word and words of some channels, (first, count), of which the first begins a word."""
+        first, count = channels
+        if not self.run:
+            return first // SPIKES_PER_WORD, words_of(count)
+        begins = first // self.run * words_of(self.run) + first % self.run // SPIKES_PER_WORD
+        return begins, count // self.run * words_of(self.run) + words_of(count % self.run)
 
     @property
     def pixel_bytes(self) -> int:
@@ -49,6 +61,29 @@ class TrainInfo:
 
 
 @dataclass(frozen=True)
+class StreamInfo:
+    """Integers in DRAM, [step][pixel][channel]: a fixed-point stream of int16 or int8, or the int8 input."""
+
+    label: str
+    steps: int
+    pixels: int
+    channels: int
+    value_bytes: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        return self.channels * self.value_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        return self.pixels * self.pixel_bytes
+
+    @property
+    def bytes(self) -> int:
+        return self.steps * self.step_bytes
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     """The input in DRAM: int8 [steps][pixel][channel]; one step for an image."""
 
@@ -62,6 +97,16 @@ class ImageInfo:
     def bytes(self) -> int:
         return self.steps * prod(self.shape)
 
+    @property
+    def is_still(self) -> bool:
+        """Whether it is the same at every timestep."""
+        return self.kind == "image"
+
+    @property
+    def values(self) -> StreamInfo:
+        channels, height, width = self.shape
+        return StreamInfo("input", self.steps, height * width, channels, 1)
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -73,9 +118,37 @@ class Neurons:
     drop: int
     shift: int
     charge: str
-    multiplier: int
+    multiplier: int = 0
+    divisor: int = 0
+    soft: bool = False
+    levels: int = 0
+    ties_even: bool = False
+
+    @property
+    def has_membrane(self) -> bool:
+        return self.charge != "none"
+
+    @property
+    def constants(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return self.bias, self.threshold
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """How accumulators become a stream: bias and multiplier int32 per channel, and the divisor of `Rescale`."""
+
+    bias: NDArray[np.int32]
+    multiplier: NDArray[np.int32]
     divisor: int
-    soft: bool
+
+    @classmethod
+    def identity(cls, channels: int) -> Rescaling:
+        """Values as they are."""
+        return cls(np.zeros(channels, np.int32), np.ones(channels, np.int32), 0)
+
+    @property
+    def constants(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return self.bias, self.multiplier
 
 
 @dataclass(frozen=True)
@@ -89,10 +162,25 @@ class Geometry:
     kernel: int
     stride: int
     padding: int
+    is_flat: bool = False
+    """A window one row high, over every row by itself; `kernel`, `stride` and `padding` are those of the columns."""
 
     @property
     def pixels(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def kernel_rows(self) -> int:
+        return 1 if self.is_flat else self.kernel
+
+    @property
+    def taps(self) -> int:
+        return self.kernel_rows * self.kernel
+
+    @property
+    def is_row_of_tokens(self) -> bool:
+        """Whether tiles are runs of tokens rather than of image rows."""
+        return self.input_rows == 1 and self.rows == 1 and self.kernel == 1 and self.stride == 1 and not self.padding
 
 
 @dataclass(frozen=True)
@@ -104,35 +192,106 @@ class Stage:
     inputs: tuple[SSAValue, ...]
     result: SSAValue | None
 
+    @property
+    def reads(self) -> tuple[SSAValue, ...]:
+        """Every train and stream it needs."""
+        return self.inputs
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"{self.label} ({self.source})"
+
 
 @dataclass(frozen=True)
-class WeightedStage(Stage):
-    """Convolution or linear layer on a train or on the image, neurons, and a residual train."""
+class EndedStage(Stage):
+    """A stage that makes currents: they fire neurons, or become a stream."""
+
+    end: Neurons | Rescaling
+    addend: SSAValue | None
+    """The count train that is added to the spikes, or the stream that is added to the stream."""
+
+    @property
+    def reads(self) -> tuple[SSAValue, ...]:
+        return self.inputs if self.addend is None else (*self.inputs, self.addend)
+
+    @property
+    def channels(self) -> int:
+        """Channels that it makes."""
+        return len(self.end.bias)
+
+
+@dataclass(frozen=True)
+class WeightedStage(EndedStage):
+    """Convolution or linear layer on a train, an 8-bit stream or the image."""
 
     operation: str
+    """conv, linear, or depthwise: every channel by itself."""
     geometry: Geometry
     weight: NDArray[np.int8]
-    """[kernel, kernel, in, out]."""
-    neurons: Neurons
-    residual: SSAValue | None
+    """[kernel rows, kernel, in of a group, out]; [kernel rows, kernel, 1, channels] of a depthwise layer."""
+    groups: int
+    """Runs of output channels that read only their run of input channels; 1 for a depthwise layer."""
 
 
 @dataclass(frozen=True)
-class AttentionStage(Stage):
-    """Attention of q, k, v, and its neurons."""
+class AttentionStage(EndedStage):
+    """Attention of q, k, v: trains of spikes or counts."""
 
     heads: int
     tokens: int
     keys: int
-    channels: int
+    width: int
+    """Channels of a head of q and k."""
+    value_width: int
+    """Channels of a head of v."""
     values_first: bool
-    neurons: Neurons
-    residual: SSAValue | None
+
+
+@dataclass(frozen=True)
+class StreamStage(EndedStage):
+    """A stream whose values are currents of neurons, or to which another stream is added."""
+
+    pixels: int
+    columns: int
+    """Pixels of a row, as the neurons' place in their layer is told."""
+
+
+@dataclass(frozen=True)
+class SumStage(EndedStage):
+    """Per timestep, the sum over tokens: of a train, of a stream, or of the product of two spike trains."""
+
+
+@dataclass(frozen=True)
+class HeadSumStage(EndedStage):
+    """Every token's sums over the channels of its heads."""
+
+    tokens: int
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True)
+class MaskStage(Stage):
+    """Spikes where a mask spikes: one for all tokens, one a head and token, or another train of the same shape."""
+
+    kind: str
+    """tokens, heads, or equal."""
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True)
+class DilateStage(Stage):
+    """Spikes spread to neighbouring tokens and channels of their head."""
+
+    heads: int
+    width: int
 
 
 @dataclass(frozen=True)
 class PoolStage(Stage):
-    """Max-pooling of spikes."""
+    """Max-pooling of spikes, counts or a stream."""
 
     geometry: Geometry
     channels: int
@@ -145,13 +304,14 @@ class AddStage(Stage):
 
 @dataclass(frozen=True)
 class HeadStage(Stage):
-    """Sum over tokens and timesteps, and the classifier: logits = features weight + bias."""
+    """Sum over tokens and timesteps, and the classifier: logits = (features >> drop) weight + bias."""
 
     channels: int
     weight: NDArray[np.int8]
     """[in, out]."""
     bias: NDArray[np.int32]
     scale: float
+    drop: int
 
 
 @dataclass
@@ -159,7 +319,7 @@ class Plan:
     """The stages in dependence order, and what lies in DRAM between them."""
 
     stages: list[Stage]
-    trains: dict[SSAValue, TrainInfo]
+    values: Mapping[SSAValue, TrainInfo | StreamInfo]
     image: ImageInfo
     image_value: SSAValue
     timesteps: int
@@ -170,3 +330,18 @@ class Plan:
         while value in self.aliases:
             value = self.aliases[value]
         return value
+
+    def info(self, value: SSAValue) -> TrainInfo | StreamInfo:
+        """What lies in DRAM for a value; the input's int8 values are a stream."""
+        value = self.memory(value)
+        return self.image.values if value is self.image_value else self.values[value]
+
+    def train(self, value: SSAValue) -> TrainInfo:
+        info = self.info(value)
+        assert isinstance(info, TrainInfo), info.label
+        return info
+
+    def stream(self, value: SSAValue) -> StreamInfo:
+        info = self.info(value)
+        assert isinstance(info, StreamInfo), info.label
+        return info

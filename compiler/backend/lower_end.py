@@ -1,0 +1,139 @@
+"""How a tile of currents ends: the constants that neurons and streams share, and which of the two it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.ir import SSAValue
+
+from compiler.backend.emitter import Place, Step
+from compiler.backend.stages import EndedStage, Neurons, Rescaling, TrainInfo
+from compiler.backend.tile import EndDemand
+from isa.instructions import CONSTANT_BYTES, SPIKE_WORD_BYTES, Load, words_of
+from isa.word import Region, Traffic
+
+if TYPE_CHECKING:
+    from compiler.backend.lower import Call, Lowering
+
+Span = tuple[int, int]
+"""First and count."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of what a layer makes: runs of pixels and of channels, as (first, count)."""
+
+    pixels: Span
+    channels: Span
+    place: Span
+    """Row and column of the first pixel in the layer."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The channels of a stage that are computed on their own: all of them, or a group's."""
+
+    name: str
+    """The prefix of its buffers and constants."""
+    end: Neurons | Rescaling
+    channel_tile: int
+    """Channels of a tile: the order in which constants lie in DRAM."""
+    first: int = 0
+    """Its first channel in what the stage makes."""
+
+
+class EndTile(ABC):
+    """Loads what the end of a tile needs, ends its currents window by window, and stores what they become."""
+
+    def __init__(
+        self, lowering: Lowering, stage: EndedStage, part: Part, call: Call, tile: Tile, narrow: bool = False
+    ) -> None:
+        assert stage.result is not None
+        self.lowering, self.emit, self.part = lowering, lowering.emit, part
+        self.call, self.tile, self.narrow = call, tile, narrow
+        self.result = stage.result
+        self.addend = stage.addend
+        self.channels = (part.first + tile.channels[0], tile.channels[1])
+        """The tile's channels in what the stage makes."""
+
+    def prepare(self, step: Step, constants: SSAValue | None) -> SSAValue:
+        """Load what is needed once with `step`: constants, unless they are given. Returns the constants."""
+        if constants is None:
+            constants = self._load_constants(step)
+        self.constants = constants
+        return constants
+
+    @abstractmethod
+    def begin(self, window: Span) -> None:
+        """Emit the loads of one window of timesteps, before its currents are computed."""
+
+    @abstractmethod
+    def finish(self, window: Span, accumulators: Place) -> None:
+        """Emit the end of one window of timesteps."""
+
+    @abstractmethod
+    def conclude(self, step: Step) -> None:
+        """Store what is stored once after `step`."""
+
+    def _load_constants(self, step: Step) -> SSAValue:
+        part, emit = self.part, self.emit
+        source = emit.constant(
+            f"{part.name}.constants", lambda: constant_tiles(*part.end.constants, tile=part.channel_tile)
+        )
+        first, count = self.tile.channels
+        target = emit.buffer(Region.CONSTANT, count * CONSTANT_BYTES, f"{part.name}.constants_tile")
+        step.loads.append(
+            lambda: emit.copy(
+                Load,
+                (source, first * CONSTANT_BYTES),
+                (target, 0),
+                Region.CONSTANT,
+                Traffic.CONSTANT,
+                count * CONSTANT_BYTES,
+            )
+        )
+        return target
+
+
+def end_tile(
+    lowering: Lowering, stage: EndedStage, part: Part, call: Call, tile: Tile, narrow: bool = False
+) -> EndTile:
+    """The end of a tile of currents; `narrow`: they are int16, a tile of a stream."""
+    from compiler.backend.lower_neurons import NeuronTile
+    from compiler.backend.lower_streams import StreamTile
+
+    kind = NeuronTile if isinstance(stage.end, Neurons) else StreamTile
+    return kind(lowering, stage, part, call, tile, narrow)
+
+
+def end_demand(lowering: Lowering, stage: EndedStage) -> EndDemand:
+    """What the end of a stage takes up, for the longest call."""
+    assert stage.result is not None
+    made = lowering.plan.info(stage.result)
+    return EndDemand(
+        planes=made.planes if isinstance(made, TrainInfo) else 0,
+        adds=stage.addend is not None,
+        has_membrane=isinstance(stage.end, Neurons) and stage.end.has_membrane,
+        spill=lowering.spills,
+        steps=lowering.longest,
+        window=lowering.window,
+    )
+
+
+def step_bytes(pixels: int, channels: int) -> int:
+    """Bytes of a tile of spikes at one timestep, one plane."""
+    return pixels * words_of(channels) * SPIKE_WORD_BYTES
+
+
+def constant_tiles(bias: NDArray[np.int32], second: NDArray[np.int32], tile: int) -> NDArray[np.uint8]:
+    """Biases and thresholds (multipliers) in tile order: each tile's int32 biases, then its int32 thresholds."""
+    parts = [
+        part[start : start + tile].astype("<i4").view(np.uint8)
+        for start in range(0, len(bias), tile)
+        for part in (bias, second)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,130 @@
+"""Tiles that end in a stream, and stages that read one: neurons on it, or another stream added to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xdsl.ir import SSAValue
+
+from compiler.backend.emitter import Place, Step
+from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
+from compiler.backend.stages import EndedStage, Rescaling, StreamStage
+from compiler.backend.tile import MAX_OUTPUTS, MAX_PIXELS, aligned, largest, spans, splits
+from isa.instructions import CONSTANT_BYTES, STREAM_BYTES, Load, Rescale, Store
+from isa.word import Region
+
+if TYPE_CHECKING:
+    from compiler.backend.lower import Call, Lowering
+
+
+class StreamTile(EndTile):
+    """Rescales a tile window by window, each stored at once.
+
+    The stream takes the place of what is added to it, or else of its accumulators.
+    """
+
+    def __init__(
+        self, lowering: Lowering, stage: EndedStage, part: Part, call: Call, tile: Tile, narrow: bool = False
+    ) -> None:
+        super().__init__(lowering, stage, part, call, tile, narrow)
+        assert isinstance(part.end, Rescaling)
+        self.rescaling = part.end
+        self.info = lowering.plan.stream(self.result)
+        self._added: dict[Span, SSAValue] = {}
+
+    def begin(self, window: Span) -> None:
+        """Load what is added in one window."""
+        if self.addend is None:
+            return
+        size = window[1] * self.tile.pixels[1] * self.tile.channels[1] * STREAM_BYTES
+        self._added[window] = self.emit.buffer(Region.OUTPUT, size, f"{self.part.name}.addend")
+        self._move(Load, self.addend, self._added[window], window)
+
+    def _move(self, kind: type[Load] | type[Store], value: SSAValue, buffer: SSAValue | Place, window: Span) -> None:
+        self.emit.copy_stream(
+            kind,
+            self.lowering.plan.stream(value),
+            self.lowering.dram_of(value),
+            buffer,
+            Region.OUTPUT,
+            steps=window,
+            pixels=self.tile.pixels,
+            channels=self.channels,
+        )
+
+    def finish(self, window: Span, accumulators: Place) -> None:
+        """Emit the rescaling of one window of timesteps, and its store."""
+        added = self._added.get(window)
+        result: Place = accumulators if added is None else (added, 0)
+        places: dict[str, Place] = {"accumulators": accumulators, "constants": (self.constants, 0), "result": result}
+        if added is not None:
+            places["addend"] = (added, 0)
+        self.emit.instruction(
+            Rescale,
+            places,
+            steps=window[1],
+            pixels=self.tile.pixels[1],
+            outputs=self.tile.channels[1],
+            divisor=self.rescaling.divisor,
+            adds=int(added is not None),
+            narrow=int(self.narrow),
+            small=int(self.info.value_bytes == 1),
+        )
+        self._move(Store, self.result, result, window)
+
+    def conclude(self, step: Step) -> None:
+        """Every window is stored already."""
+
+
+def lower_stream(lowering: Lowering, stage: StreamStage, call: Call) -> None:
+    """Neurons on a stream, or a stream added to it: tiles of pixels and channels, one window a step."""
+    info = lowering.plan.stream(stage.inputs[0])
+    demand, machine = end_demand(lowering, stage), lowering.machine
+
+    def fits(pixels: int, channels: int) -> bool:
+        tile = aligned(demand.window * pixels * channels * STREAM_BYTES)
+        ahead = 1 if demand.planes else 2
+        return (
+            2 * tile + ahead * demand.output_bytes(pixels, channels) <= machine.output_buffer_bytes
+            and demand.spike_bytes(pixels, channels) <= 2 * machine.spike_words
+            and 2 * aligned(channels * CONSTANT_BYTES) <= machine.constant_buffer_bytes
+            and pixels <= MAX_PIXELS
+        )
+
+    least = min(splits(info.channels, 16, MAX_OUTPUTS))
+    channels = next((size for size in splits(info.channels, 16, MAX_OUTPUTS) if fits(1, size)), least)
+    pixels = largest(info.pixels, lambda size: fits(size, channels), stage.where)
+    part = Part(stage.label, stage.end, channels)
+    steps: list[Step] = []
+    for channel_span in spans(info.channels, channels):
+        constants: SSAValue | None = None
+        for span in spans(info.pixels, pixels):
+            tile = Tile(span, channel_span, divmod(span[0], stage.columns))
+            end = end_tile(lowering, stage, part, call, tile, narrow=True)
+            made = [_window(lowering, stage, tile, end, window) for window in call.windows]
+            constants = end.prepare(made[0], constants)
+            end.conclude(made[-1])
+            steps += made
+    lowering.emit.pipeline(steps)
+
+
+def _window(lowering: Lowering, stage: StreamStage, tile: Tile, end: EndTile, window: Span) -> Step:
+    """Load one window of a tile of the stream, and end it."""
+    value, emit, step = stage.inputs[0], lowering.emit, Step()
+    size = window[1] * tile.pixels[1] * tile.channels[1] * STREAM_BYTES
+    held = emit.buffer(Region.OUTPUT, size, f"{stage.label}.stream")
+    step.loads.append(
+        lambda: emit.copy_stream(
+            Load,
+            lowering.plan.stream(value),
+            lowering.dram_of(value),
+            held,
+            Region.OUTPUT,
+            steps=window,
+            pixels=tile.pixels,
+            channels=tile.channels,
+        )
+    )
+    step.loads.append(lambda: end.begin(window))
+    step.works.append(lambda: end.finish(window, (held, 0)))
+    return step

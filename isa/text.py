@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from isa.program import Header, Program
 
 TOKENS = ("wait", "post")
-MNEMONICS = {kind.mnemonic: kind for kind in Instruction.registry.values()}
+MNEMONICS = {kind.mnemonic: kind for _, kind in sorted(Instruction.registry.items())}
 _NUMBER = re.compile(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,20}", re.ASCII)
 _ADDRESS = re.compile(r"([A-Z]+)\[(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})\]", re.ASCII)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate, Attend, Copy, Layer, Store
+from isa.instructions import Accumulate, Attend, Copy, Depthwise, Layer, Store, Window
 from isa.machine import Machine
 from isa.program import Program
 from isa.word import Instruction, Region, Unit, field_names
@@ -36,15 +36,16 @@ class Scratch:
 
     def __init__(self, code: tuple[Instruction, ...]) -> None:
         accumulates = [each for each in code if isinstance(each, Accumulate)]
+        paired: list[Window] = [each for each in code if isinstance(each, Accumulate | Depthwise)]
         attends = [each for each in code if isinstance(each, Attend)]
         self.events = max((a.steps * (_pixels(a) * a.inputs + SPARE_EVENTS) for a in accumulates), default=0)
         self.starts = max((a.steps * (_pixels(a) + 1) for a in accumulates), default=0)
-        self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in accumulates), default=0)
-        self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in accumulates), default=0)
+        self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in paired), default=0)
+        self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in paired), default=0)
         self.head = max((a.width * (a.width + 16) for a in attends), default=0)
 
 
-def _pixels(each: Accumulate) -> int:
+def _pixels(each: Window) -> int:
     return each.input_rows * each.input_columns
 
 

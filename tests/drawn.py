@@ -7,26 +7,35 @@ from typing import Any
 from hypothesis import strategies as st
 
 from isa.errors import CStepError
+from isa.footprint import overwritten
 from isa.instructions import (
     Accumulate,
     Add,
     Attend,
     Classify,
+    Depthwise,
+    Dilate,
     Fire,
     Load,
+    Mask,
     Multiply,
     Pool,
+    PoolValues,
+    Rescale,
     Store,
     Sum,
+    SumHeads,
+    SumValues,
     words_of,
 )
 from isa.machine import load_machine
-from isa.word import Charge, Instruction, Region, Traffic
+from isa.word import Charge, Instruction, Region, Traffic, Unit
 from runtime.decoded import region_bytes
 
 MEMORY_BYTES = 1500
 DRAM_BYTES = 4096
 FLAG = st.integers(0, 1)
+PLANES = st.sampled_from([1, 1, 2, 3])
 CHANNELS = st.sampled_from([1, 5, 7, 16, 17, 20, 32, 33, 40, 64, 65, 70, 80, 130])
 SPIKES_AT, RESULT_AT, VALUES_AT = 200, 20000, 12000
 MEMBRANES_AT = 60000
@@ -92,12 +101,95 @@ def multiplies(draw: st.DrawFn) -> Multiply:
 def pools(draw: st.DrawFn) -> Pool:
     window = draw(windows())
     result_step_stride = window["rows"] * window["columns"] * window["pixel_stride"] + draw(st.sampled_from([0, 2]))
-    return Pool(**window, spikes=0, result=RESULT_AT, result_step_stride=result_step_stride)
+    planes = draw(st.sampled_from([1, 1, 2, 3]))
+    return Pool(**window, spikes=0, result=RESULT_AT, result_step_stride=result_step_stride, planes=planes)
+
+
+@st.composite
+def pools_of_values(draw: st.DrawFn) -> PoolValues:
+    window = draw(windows(wide=False))
+    window["pixel_stride"] = 2 * window["inputs"] + draw(st.sampled_from([0, 2]))
+    window["step_stride"] = window["pixel_stride"] * window["input_rows"] * window["input_columns"]
+    return PoolValues(**window, values=2 * draw(st.integers(0, 99)), result=MEMBRANES_AT)
+
+
+@st.composite
+def depthwise(draw: st.DrawFn) -> Depthwise:
+    return Depthwise(
+        **draw(windows()),
+        spikes=2 * draw(st.integers(0, 100)),
+        weights=draw(st.integers(0, 99)),
+        accumulators=4 * draw(st.integers(0, 50)),
+        plane=draw(st.integers(0, 2)),
+        fresh=draw(FLAG),
+    )
+
+
+@st.composite
+def heads_of_spikes(draw: st.DrawFn) -> dict[str, int]:
+    """Steps, tokens, heads of a width, and strides."""
+    heads, width = draw(st.integers(1, 5)), draw(st.sampled_from([1, 3, 8, 16, 20, 32, 50, 70]))
+    tokens, gap = draw(st.integers(1, 9)), st.sampled_from([0, 0, 2])
+    pixel_stride = 2 * words_of(heads * width) + draw(gap)
+    shape = {"steps": draw(st.integers(1, 3)), "tokens": tokens, "heads": heads, "width": width}
+    return shape | {"pixel_stride": pixel_stride, "step_stride": pixel_stride * tokens + draw(gap)}
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> Mask:
+    """By channel or by head, a mask a token or one for all, in place or not."""
+    shape, by_head = draw(heads_of_spikes()), draw(FLAG)
+    row = 2 * words_of(shape["heads"] if by_head else shape["heads"] * shape["width"])
+    return Mask(
+        **shape,
+        spikes=SPIKES_AT,
+        mask=VALUES_AT,
+        result=draw(st.sampled_from([SPIKES_AT, RESULT_AT])),
+        by_head=by_head,
+        mask_pixel_stride=draw(st.sampled_from([0, row])),
+        mask_step_stride=draw(st.sampled_from([row, row * shape["tokens"]])),
+    )
+
+
+@st.composite
+def dilations(draw: st.DrawFn) -> Dilate:
+    return Dilate(**draw(heads_of_spikes()), spikes=SPIKES_AT, result=RESULT_AT, reach=draw(st.integers(1, 7)))
+
+
+@st.composite
+def sums_of_heads(draw: st.DrawFn) -> SumHeads:
+    return SumHeads(**draw(heads_of_spikes()), spikes=2 * draw(st.integers(0, 50)), accumulators=400)
+
+
+@st.composite
+def sums_of_values(draw: st.DrawFn) -> SumValues:
+    shape = {"steps": draw(st.integers(1, 3)), "tokens": draw(st.integers(1, 9)), "inputs": draw(CHANNELS)}
+    flags = {"fresh": draw(FLAG), "per_step": draw(FLAG)}
+    return SumValues(**shape, **flags, values=2 * draw(st.integers(0, 50)), features=MEMBRANES_AT)
+
+
+@st.composite
+def rescales(draw: st.DrawFn) -> Rescale:
+    """From both widths to both, with or without an addend, in place or not."""
+    return Rescale(
+        accumulators=0,
+        constants=4 * draw(st.integers(0, 9)),
+        addend=VALUES_AT,
+        result=draw(st.sampled_from([0, VALUES_AT, MEMBRANES_AT])),
+        steps=draw(st.integers(1, 3)),
+        pixels=draw(st.integers(1, 9)),
+        outputs=draw(CHANNELS),
+        divisor=draw(st.sampled_from([0, 1, 12, 30, 63])),
+        adds=draw(FLAG),
+        narrow=draw(FLAG),
+        small=draw(FLAG),
+    )
 
 
 @st.composite
 def fires(draw: st.DrawFn) -> Fire:
-    """Neurons of every charge and reset, in place on the residual or not, within 32 bits or far beyond."""
+    """Neurons of every charge and reset, of levels, in place on the residual or not, within 32 bits or far beyond."""
+    levels = draw(st.sampled_from([0, 0, 1, 3, 4, 8, 15]))
     outputs, pixels, steps = draw(CHANNELS), draw(st.integers(1, 9)), draw(st.integers(1, 3))
     pixel_stride = 2 * words_of(outputs) + draw(st.sampled_from([0, 0, 4]))
     step_stride = pixel_stride * pixels + draw(st.sampled_from([0, 2]))
@@ -107,8 +199,8 @@ def fires(draw: st.DrawFn) -> Fire:
         membranes=MEMBRANES_AT,
         residual=SPIKES_AT,
         result=draw(st.sampled_from([SPIKES_AT, RESULT_AT])),
-        residual_planes=draw(st.integers(0, 3)),
-        planes=draw(st.integers(1, 3)),
+        residual_planes=0 if levels else draw(st.integers(0, 3)),
+        planes=draw(st.integers(max(levels.bit_length(), 1), 5 if levels else 3)),
         steps=steps,
         pixels=pixels,
         outputs=outputs,
@@ -119,6 +211,9 @@ def fires(draw: st.DrawFn) -> Fire:
         divisor=draw(st.sampled_from([0, 1, 1, 4, 31])),
         start=draw(FLAG),
         soft=draw(FLAG),
+        levels=levels,
+        ties_even=draw(FLAG),
+        narrow=draw(FLAG),
         plane_stride=step_stride * steps + draw(st.sampled_from([0, 2])),
         step_stride=step_stride,
         pixel_stride=pixel_stride,
@@ -163,6 +258,9 @@ def attends(draw: st.DrawFn) -> Attend:
         query_step_stride=pixel_stride * queries,
         key_step_stride=pixel_stride * keys,
         values_first=draw(FLAG),
+        q_planes=draw(PLANES),
+        k_planes=draw(PLANES),
+        v_planes=draw(PLANES),
     )
 
 
@@ -172,6 +270,7 @@ def sums(draw: st.DrawFn) -> Sum:
     pixel_stride = 2 * words_of(inputs) + draw(st.sampled_from([0, 2]))
     return Sum(
         spikes=2 * draw(st.integers(0, 50)),
+        other=VALUES_AT,
         features=400,
         steps=draw(st.integers(1, 3)),
         tokens=tokens,
@@ -180,6 +279,8 @@ def sums(draw: st.DrawFn) -> Sum:
         step_stride=pixel_stride * tokens,
         plane=draw(st.integers(0, 2)),
         fresh=draw(FLAG),
+        per_step=draw(FLAG),
+        both=draw(FLAG),
     )
 
 
@@ -187,7 +288,8 @@ def sums(draw: st.DrawFn) -> Sum:
 def classifies(draw: st.DrawFn) -> Classify:
     weights, inputs, outputs = draw(st.integers(0, 99)), draw(st.integers(1, 50)), draw(st.integers(1, 30))
     places = {"features": 0, "weights": weights, "constants": 4, "logits": 9000}
-    return Classify(**places, inputs=inputs, outputs=outputs, fresh=draw(FLAG))
+    drop = draw(st.sampled_from([0, 0, 3, 31]))
+    return Classify(**places, inputs=inputs, outputs=outputs, fresh=draw(FLAG), drop=drop)
 
 
 @st.composite
@@ -215,7 +317,13 @@ def copies(draw: st.DrawFn) -> Load | Store:
     return Store(**shape, source=near, target=2048)
 
 
-ANY = st.one_of(copies(), accumulates(), multiplies(), attends(), sums(), classifies(), fires(), pools(), adds())
+UNITS: dict[Unit, st.SearchStrategy[Instruction]] = {
+    Unit.DMA: copies(),
+    Unit.PE: accumulates() | depthwise(),
+    Unit.NEURON: st.one_of(fires(), adds(), rescales(), masks(), pools(), pools_of_values(), dilations()),
+    Unit.SFU: st.one_of(multiplies(), attends(), sums(), sums_of_heads(), sums_of_values(), classifies()),
+}
+ANY = st.one_of(*UNITS.values())
 """Any instruction that changes the machine's memories."""
 
 
@@ -236,11 +344,11 @@ SIZES = region_bytes(load_machine("c-step"), DRAM_BYTES)
 
 
 def fits(each: Instruction) -> bool:
-    """Whether the fields agree with each other, and every address lies in its memory, in one half of DRAM."""
+    """Whether fields and addresses agree with each other, and all lies in its memory, in one half of DRAM."""
     try:
         each.check()
     except CStepError:
         return False
     in_memory = all(access.stop <= SIZES[access.region] for access in each.accesses())
     crosses = isinstance(each, Load) and each.source < MEMORY_BYTES < each.source + each.extents()["source"].span
-    return in_memory and not crosses
+    return in_memory and not crosses and overwritten(each) is None

@@ -65,7 +65,7 @@ def small_code() -> tuple[Instruction, ...]:
             *(head_sum(plane) for plane in range(2)),
             Classify(
                 features=8192, weights=AT["head"], constants=2 * CONSTANTS, logits=8448, inputs=CHANNELS,
-                outputs=CLASSES, fresh=1,
+                outputs=CLASSES, fresh=1, drop=0,
             ),
             Store(**copy(Region.OUTPUT, Traffic.OUTPUT, 4 * CLASSES), source=8448, target=OUTPUT_AT),
             End(),
@@ -100,14 +100,14 @@ def fire(result: int, constants: int, membranes: int, residual: int = 0) -> Fire
         accumulators=0, constants=constants, membranes=membranes, residual=residual, result=result,
         residual_planes=1 if residual else 0, planes=2 if residual else 1, steps=STEPS, pixels=PIXELS,
         outputs=CHANNELS, drop=0, shift=0, charge=Charge.LIF, multiplier=1, divisor=1, start=1, soft=0,
-        plane_stride=SPIKES, step_stride=PIXELS * 2, pixel_stride=2,
+        levels=0, ties_even=0, narrow=0, plane_stride=SPIKES, step_stride=PIXELS * 2, pixel_stride=2,
     )  # fmt: skip
 
 
 def head_sum(plane: int) -> Sum:
     return Sum(
-        spikes=SECOND + plane * SPIKES, features=8192, steps=STEPS, tokens=PIXELS, inputs=CHANNELS, pixel_stride=2,
-        step_stride=PIXELS * 2, plane=plane, fresh=1 - plane,
+        spikes=SECOND + plane * SPIKES, other=0, features=8192, steps=STEPS, tokens=PIXELS, inputs=CHANNELS,
+        pixel_stride=2, step_stride=PIXELS * 2, plane=plane, fresh=1 - plane, per_step=0, both=0,
     )  # fmt: skip
 
 
@@ -165,7 +165,9 @@ def _fitting(fields: dict[str, int]) -> dict[str, int]:
             result[edge] %= fields[f"kernel_{side}"]
             most = (fields[f"input_{side}"] + result[edge] - 1) // fields["stride"] + 1
             result[side] = 1 + (fields[side] - 1) % most
-    if "planes" in fields:
+    if fields.get("levels"):
+        result["residual_planes"], result["planes"] = 0, max(fields["planes"], fields["levels"].bit_length())
+    elif "planes" in fields:
         result["planes"] = max(value for name, value in fields.items() if name.endswith("planes"))
     if fields.get("traffic") == Traffic.SPIKE:
         result["region"] = Region.SPIKE

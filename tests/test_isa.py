@@ -105,7 +105,13 @@ def accumulate(**changes: int) -> Accumulate:
     return Accumulate(**(fields | {"plane": 0, "fresh": 1, "share": 0} | changes))
 
 
-POOL = Pool(**window(2, 0, 8, 2, 32) | {"rows": 2, "columns": 2, "stride": 2}, spikes=0, result=0, result_step_stride=8, planes=1)
+POOL = Pool(
+    **window(2, 0, 8, 2, 32) | {"rows": 2, "columns": 2, "stride": 2},
+    spikes=0,
+    result=0,
+    result_step_stride=8,
+    planes=1,
+)
 ADD = Add(left=0, right=0, result=0, left_planes=1, right_planes=2, planes=2, pixels=1, words=1, plane_stride=2)
 
 
@@ -121,7 +127,7 @@ ADD = Add(left=0, right=0, result=0, left_planes=1, right_planes=2, planes=2, pi
         (accumulate(accumulators=2), "accumulate: accumulators=2 must be a multiple of 4"),
         (accumulate(wait=32), "accumulate: wait=32 does not fit 5 bits"),
         (replace(POOL, result=1), "pool: spike addresses and strides must be multiples of 2 bytes"),
-        (replace(fire(0, 0, 0), charge=3), "fire: charge=3 is none of 0 (lif), 1 (if), 2 (lif_undecayed)"),
+        (replace(fire(0, 0, 0), start=2), "fire: start=2 does not fit 1 bits (0..1)"),
         (replace(fire(0, 0, 0, 64), residual_planes=3), "fire: planes=2 must be at least residual_planes=3"),
         (replace(ADD, planes=1), "add: planes=1 must be at least 2, those of its operands"),
         (load(Region.DRAM, Traffic.WEIGHT, 0, 0, 1), "load: region=0 (dram); a copy goes between DRAM and a buffer"),

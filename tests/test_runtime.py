@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import ANY, DRAM_BYTES, MEMORY_BYTES, accumulates, fits, sequences
+from drawn import DRAM_BYTES, MEMORY_BYTES, UNITS, accumulates, fits, sequences
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from runtime.state import State
 from runtime.timeline import timeline
 
 SLOW = [HealthCheck.filter_too_much, HealthCheck.too_slow]
+DENSITIES = [0.02, 0.2, 0.5, 1.0]
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=SLOW, derandomize=True)
 
 MACHINES = st.builds(
@@ -101,12 +102,14 @@ def assert_agree(code: list[Instruction], machine: Machine, seed: int, density: 
     assert Record(*fast_record.T.tolist()) == Record(*record.T.tolist())
 
 
-@MANY
-@given(ANY.filter(fits), MACHINES, st.integers(0, 99), st.sampled_from([0.02, 0.2, 0.5, 1.0]), st.booleans())
-def test_families_agree_on_one_instruction(
-    each: Instruction, machine: Machine, seed: int, density: float, share: bool
-) -> None:
-    assert_agree([each], machine, seed, density, share)
+@pytest.mark.parametrize("unit", UNITS)
+def test_families_agree_on_one_instruction(unit: Unit) -> None:
+    @MANY
+    @given(UNITS[unit].filter(fits), MACHINES, st.integers(0, 99), st.sampled_from(DENSITIES), st.booleans())
+    def agree(each: Instruction, machine: Machine, seed: int, density: float, share: bool) -> None:
+        assert_agree([each], machine, seed, density, share)
+
+    agree()
 
 
 @MANY

@@ -51,7 +51,7 @@ def study(row, spikes, scratch, sizes, slot):
         count_step(row, place, scratch, starts, held, step)
     held[HELD.skipped] = words_inside(row) - held[HELD.read]
     if sizes.port == WORD:
-        held[HELD.work] = work_in_lockstep(row, spikes, held[HELD.share] != 0, sizes)
+        held[HELD.work] = work_in_lockstep(row, spikes, held[HELD.share] != 0, False, sizes)
     else:
         held[HELD.work] = work_of_rounds(row, scratch, sizes)
 

@@ -1,4 +1,4 @@
-"""Load and Store, and the word mask that follows every write to the spike buffer."""
+"""Load and Store; and spike words written elsewhere, with the word mask that follows every write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numba import njit
 from isa.word import Region, Traffic
 from runtime.fast.held import forget
 from runtime.fast.places import LOAD, STORE
-from runtime.fast.scalar import copy_bytes, load_u32, popcount, store_32
+from runtime.fast.scalar import copy_bytes, load_u32, popcount, store_16, store_32, store_64
 from runtime.fast.vector import nonzero, vector_load
 from runtime.record import RECORD
 
@@ -31,6 +31,28 @@ def refresh_mask(memories, first_byte, size):
         store_32(place, kept | bits << shift)
         word += count
     return found
+
+
+@njit
+def refresh_pixels(memories, place, pixels, stride, size):
+    """Word mask bits of `pixels` runs of `size` bytes, at once where they lie side by side."""
+    if stride == size:
+        refresh_mask(memories, place, pixels * size)
+        return
+    for pixel in range(pixels):
+        refresh_mask(memories, place + pixel * stride, size)
+
+
+@njit
+def put_words(address, word, octet, size, channels):
+    """Write the words of a 64-bit word that belong to the pixel, bits behind its last channel cleared."""
+    left = channels - 8 * octet
+    if left >= 64:
+        store_64(address, word)
+        return
+    word &= (1 << left) - 1
+    for offset in range(0, size - octet, 2):
+        store_16(address + offset, word >> (8 * offset))
 
 
 @njit

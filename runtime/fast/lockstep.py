@@ -1,33 +1,36 @@
-"""Accumulate's work where the PEs share the weight port word by word: everyone waits for the fullest word."""
+"""Work of the PEs where they share the weight port word by word: everyone waits for the fullest word."""
 
 from __future__ import annotations
 
 from numba import njit
 
 from runtime.fast.pairs import EMPTY_CYCLES, MERGE_CYCLES
-from runtime.fast.places import ACCUMULATE
+from runtime.fast.places import WINDOW
 from runtime.fast.scalar import load_u16, popcount
 
 
 @njit
 def word_at(row, spikes, r, c, tap, word):
     """Word `word` of the input pixel under a tap of output pixel (r, c), 0 outside; `spikes` is the step's address."""
-    y = r * row[ACCUMULATE.stride] + tap // row[ACCUMULATE.kernel_columns] - row[ACCUMULATE.top]
-    x = c * row[ACCUMULATE.stride] + tap % row[ACCUMULATE.kernel_columns] - row[ACCUMULATE.left]
-    inside = 0 <= y < row[ACCUMULATE.input_rows] and 0 <= x < row[ACCUMULATE.input_columns]
-    if not inside or c >= row[ACCUMULATE.columns]:
+    y = r * row[WINDOW.stride] + tap // row[WINDOW.kernel_columns] - row[WINDOW.top]
+    x = c * row[WINDOW.stride] + tap % row[WINDOW.kernel_columns] - row[WINDOW.left]
+    inside = 0 <= y < row[WINDOW.input_rows] and 0 <= x < row[WINDOW.input_columns]
+    if not inside or c >= row[WINDOW.columns]:
         return 0
-    bits = load_u16(spikes + (y * row[ACCUMULATE.input_columns] + x) * row[ACCUMULATE.pixel_stride] + 2 * word)
-    left = row[ACCUMULATE.inputs] - 16 * word
+    bits = load_u16(spikes + (y * row[WINDOW.input_columns] + x) * row[WINDOW.pixel_stride] + 2 * word)
+    left = row[WINDOW.inputs] - 16 * word
     return bits & ((1 << left) - 1) if left < 16 else bits
 
 
 @njit
-def work_in_lockstep(row, spikes, share, sizes):
-    """Sum over rounds, taps and words of the most weight rows that any PE fetches, plus each round's own cycles."""
-    half = (row[ACCUMULATE.columns] + 1) >> 1
-    pairs, steps, total = row[ACCUMULATE.rows] * half, row[ACCUMULATE.steps], 0
-    words, taps = (row[ACCUMULATE.inputs] + 15) >> 4, row[ACCUMULATE.kernel_rows] * row[ACCUMULATE.kernel_columns]
+def work_in_lockstep(row, spikes, share, by_word, sizes):
+    """Sum over rounds, taps and words of the most weight rows that any PE fetches, plus each round's own cycles.
+
+    `by_word` (depthwise): one row for each word that is not zero, and nothing shared.
+    """
+    half = (row[WINDOW.columns] + 1) >> 1
+    pairs, steps, total = row[WINDOW.rows] * half, row[WINDOW.steps], 0
+    words, taps = (row[WINDOW.inputs] + 15) >> 4, row[WINDOW.kernel_rows] * row[WINDOW.kernel_columns]
     for first_step in range(0, steps, sizes.window):
         for first in range(0, pairs, sizes.pairs):
             merging = False
@@ -35,12 +38,15 @@ def work_in_lockstep(row, spikes, share, sizes):
                 for word in range(words):
                     fullest = 0
                     for step in range(first_step, min(first_step + sizes.window, steps)):
-                        place = spikes + step * row[ACCUMULATE.step_stride]
+                        place = spikes + step * row[WINDOW.step_stride]
                         for pair in range(first, min(first + sizes.pairs, pairs)):
                             r, c = pair // half, 2 * (pair % half)
                             left = word_at(row, place, r, c, tap, word)
                             right = word_at(row, place, r, c + 1, tap, word)
-                            rows = popcount(left | right) if share else popcount(left) + popcount(right)
+                            if by_word:
+                                rows = (left != 0) + (right != 0)
+                            else:
+                                rows = popcount(left | right) if share else popcount(left) + popcount(right)
                             fullest = max(fullest, rows)
                             merging = merging or (share and left & right != 0)
                     total += fullest

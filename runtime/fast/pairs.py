@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from runtime.fast.held import HELD
-from runtime.fast.places import ACCUMULATE
+from runtime.fast.places import ACCUMULATE, WINDOW
 from runtime.fast.scalar import load_64, load_i32, popcount, store_8, store_32, store_64
 from runtime.fast.vector import count_bits, nonzero, vector_load
 
@@ -155,8 +155,8 @@ def words_inside(row):
 @njit
 def work_of_rounds(row, scratch, sizes):
     """The measured work, from the cycles of every pair: PEs that meet after every round, or never."""
-    pairs = row[ACCUMULATE.rows] * ((row[ACCUMULATE.columns] + 1) >> 1)
-    steps, total = row[ACCUMULATE.steps], 0
+    pairs = row[WINDOW.rows] * ((row[WINDOW.columns] + 1) >> 1)
+    steps, total = row[WINDOW.steps], 0
     for place in range(sizes.window * sizes.pairs):
         store_64(scratch.busy + 8 * place, 0)
     for first_step in range(0, steps, sizes.window):

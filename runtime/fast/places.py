@@ -12,20 +12,32 @@ from isa.instructions import (
     Add,
     Attend,
     Classify,
+    Depthwise,
+    Dilate,
     Fire,
     Load,
+    Mask,
     Multiply,
     Pool,
+    PoolValues,
+    Rescale,
     Store,
     Sum,
+    SumHeads,
+    SumValues,
+    Window,
 )
 from runtime.decoded import columns
 
 LOAD, STORE = columns(Load), columns(Store)
-ACCUMULATE, MULTIPLY = columns(Accumulate), columns(Multiply)
+ACCUMULATE, DEPTHWISE, MULTIPLY = columns(Accumulate), columns(Depthwise), columns(Multiply)
 ATTEND, SUM, CLASSIFY = columns(Attend), columns(Sum), columns(Classify)
-FIRE, POOL, ADD = columns(Fire), columns(Pool), columns(Add)
+SUM_HEADS, SUM_VALUES = columns(SumHeads), columns(SumValues)
+FIRE, ADD, RESCALE, MASK = columns(Fire), columns(Add), columns(Rescale), columns(Mask)
+POOL, POOL_VALUES, DILATE = columns(Pool), columns(PoolValues), columns(Dilate)
 """The columns of `Decoded.code` by field name, one name an instruction."""
+WINDOW = columns(Window)
+"""Those that every instruction with a window has, in the same places."""
 
 
 class Memories(NamedTuple):
@@ -60,6 +72,8 @@ class Scratch(NamedTuple):
     """int32 [width, width + 16]: keys times values of one head."""
     tail: int
     """64 bytes: ones where the last 512 channels of a pixel have any."""
+    planes: int
+    """int64 [8]: the planes of 64 counts."""
     zeros: int
     """1024 zero bytes: a pixel outside the borders."""
     held: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Attend, Sum and Classify, driven by the set bits.
+"""Attend, the sums and Classify, driven by the set bits.
 
 Attention is computed as q (kT v) whatever the order that the instruction counts: the integers are the same, and at
 spiking densities few rows of kT v are touched.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from numba import njit
 
-from runtime.fast.places import ATTEND, CLASSIFY, SUM
-from runtime.fast.scalar import load_64, load_i8, load_i32, load_u32, lowest_bit, store_32
-from runtime.fast.vector import choose, store_lanes, vector_load, vector_splat, vector_store
+from runtime.fast.places import ATTEND, CLASSIFY, SUM, SUM_HEADS, SUM_VALUES
+from runtime.fast.scalar import load_64, load_i8, load_i32, load_u32, lowest_bit, popcount, store_32
+from runtime.fast.vector import choose, store_lanes, vector_load, vector_splat, vector_store, vector_widen
 
 LANES = 16
 
 _load_32s, _splat = vector_load(LANES, 32), vector_splat(LANES, 32)
+_load_16s, _widen = vector_load(LANES, 16), vector_widen(32)
 
 
 @njit
@@ -24,13 +25,18 @@ def bits_at(address, bit, count):
 
 
 @njit
-def keys_times_values(row, keys, values, first, head):
-    """head[c', c] = how many keys have bit c' of k and bit c of v, for the head whose bits begin at `first`."""
-    width = row[ATTEND.width]
-    pitch = 4 * (width + LANES)
+def clear_head(width, head):
+    """head[c', c] = 0."""
     for channel in range(width):
         for column in range(0, width, LANES):
-            vector_store(head + channel * pitch + 4 * column, _splat(0))
+            vector_store(head + 4 * (channel * (width + LANES) + column), _splat(0))
+
+
+@njit
+def keys_times_values(row, keys, values, first, head, plane):
+    """head[c', c] += 1 << plane for every key with bit c' of k and bit c of v; the head's bits begin at `first`."""
+    width, one, none = row[ATTEND.width], _splat(1 << plane), _splat(0)
+    pitch = 4 * (width + LANES)
     for _ in range(row[ATTEND.keys]):
         for part in range(0, width, LANES):
             bits = bits_at(keys, first + part, min(width - part, LANES))
@@ -38,7 +44,7 @@ def keys_times_values(row, keys, values, first, head):
                 place = head + (part + lowest_bit(bits)) * pitch
                 for column in range(0, width, LANES):
                     ones = bits_at(values, first + column, min(width - column, LANES))
-                    vector_store(place, _load_32s(place) + choose(ones, _splat(1), _splat(0)))
+                    vector_store(place, _load_32s(place) + choose(ones, one, none))
                     place += 4 * LANES
                 bits &= bits - 1
         keys += row[ATTEND.pixel_stride]
@@ -46,9 +52,9 @@ def keys_times_values(row, keys, values, first, head):
 
 
 @njit
-def query_head(row, queries, accumulators, first, head):
-    """accumulator[i, c] = sum of the rows of `head` whose bit of q is set."""
-    width = row[ATTEND.width]
+def query_head(row, queries, accumulators, first, head, plane):
+    """accumulator[i, c] = sum of the rows of `head` whose bit of q is set; planes after the first add to it."""
+    width, shift = row[ATTEND.width], _splat(plane)
     pitch = 4 * (width + LANES)
     for _ in range(row[ATTEND.queries]):
         for column in range(0, width, LANES):
@@ -58,6 +64,8 @@ def query_head(row, queries, accumulators, first, head):
                 while bits != 0:
                     total += _load_32s(head + (part + lowest_bit(bits)) * pitch + 4 * column)
                     bits &= bits - 1
+            if plane > 0:
+                total = (total << shift) + _load_32s(accumulators + 4 * column)
             store_lanes(accumulators + 4 * column, total, (1 << min(width - column, LANES)) - 1)
         accumulators += 4 * row[ATTEND.heads] * width
         queries += row[ATTEND.pixel_stride]
@@ -65,8 +73,10 @@ def query_head(row, queries, accumulators, first, head):
 
 @njit
 def attend(row, memories, scratch):
-    """All steps and heads of an Attend."""
+    """All steps and heads of an Attend, every plane of an operand with every plane of the others."""
     width, heads = row[ATTEND.width], row[ATTEND.heads]
+    key_plane = row[ATTEND.steps] * row[ATTEND.key_step_stride]
+    query_plane = row[ATTEND.steps] * row[ATTEND.query_step_stride]
     for step in range(row[ATTEND.steps]):
         keys = memories.spike + row[ATTEND.k] + step * row[ATTEND.key_step_stride]
         values = memories.spike + row[ATTEND.v] + step * row[ATTEND.key_step_stride]
@@ -75,22 +85,30 @@ def attend(row, memories, scratch):
         accumulators = memories.output + row[ATTEND.accumulators] + place
         for number in range(heads):
             first = row[ATTEND.first_bit] + number * width
-            keys_times_values(row, keys, values, first, scratch.head)
-            query_head(row, queries, accumulators + 4 * number * width, first, scratch.head)
+            clear_head(width, scratch.head)
+            for k in range(row[ATTEND.k_planes]):
+                for v in range(row[ATTEND.v_planes]):
+                    keys_times_values(row, keys + k * key_plane, values + v * key_plane, first, scratch.head, k + v)
+            for q in range(row[ATTEND.q_planes]):
+                place = accumulators + 4 * number * width
+                query_head(row, queries + q * query_plane, place, first, scratch.head, q)
 
 
 @njit
 def add_up(row, memories):
     """Spikes of a Sum, event by event."""
     inputs, features = row[SUM.inputs], memories.output + row[SUM.features]
+    other, both = row[SUM.other] - row[SUM.spikes], row[SUM.both]
     if row[SUM.fresh]:
-        for channel in range(inputs):
+        for channel in range(inputs * (row[SUM.steps] if row[SUM.per_step] else 1)):
             store_32(features + 4 * channel, 0)
     for step in range(row[SUM.steps]):
         pixel = memories.spike + row[SUM.spikes] + step * row[SUM.step_stride]
         for _ in range(row[SUM.tokens]):
             for channel in range(0, inputs, 64):
                 word = load_64(pixel + (channel >> 3))
+                if both:
+                    word &= load_64(pixel + other + (channel >> 3))
                 if inputs - channel < 64:
                     word &= (1 << (inputs - channel)) - 1
                 while word != 0:
@@ -98,6 +116,45 @@ def add_up(row, memories):
                     store_32(place, load_i32(place) + (1 << row[SUM.plane]))
                     word &= word - 1
             pixel += row[SUM.pixel_stride]
+        if row[SUM.per_step]:
+            features += 4 * inputs
+
+
+@njit
+def sum_values(row, memories):
+    """Values of a SumValues, sixteen channels at a time."""
+    inputs, tokens = row[SUM_VALUES.inputs], row[SUM_VALUES.tokens]
+    features, per_step = memories.output + row[SUM_VALUES.features], row[SUM_VALUES.per_step]
+    for step in range(row[SUM_VALUES.steps]):
+        values = memories.output + row[SUM_VALUES.values] + 2 * step * tokens * inputs
+        fresh = row[SUM_VALUES.fresh] and (per_step or step == 0)
+        for first in range(0, inputs, LANES):
+            total = _splat(0) if fresh else _load_32s(features + 4 * first)
+            value = values + 2 * first
+            for _ in range(tokens):
+                total += _widen(_load_16s(value))
+                value += 2 * inputs
+            store_lanes(features + 4 * first, total, (1 << min(inputs - first, LANES)) - 1)
+        if per_step:
+            features += 4 * inputs
+
+
+@njit
+def sum_heads(row, memories):
+    """Spikes of every head of a SumHeads, up to 56 at a time."""
+    width, accumulators = row[SUM_HEADS.width], memories.output + row[SUM_HEADS.accumulators]
+    for step in range(row[SUM_HEADS.steps]):
+        pixel = memories.spike + row[SUM_HEADS.spikes] + step * row[SUM_HEADS.step_stride]
+        for _ in range(row[SUM_HEADS.tokens]):
+            for head in range(row[SUM_HEADS.heads]):
+                found = 0
+                for part in range(0, width, 56):
+                    bit = head * width + part
+                    word = load_64(pixel + (bit >> 3)) >> (bit & 7)
+                    found += popcount(word & ((1 << min(width - part, 56)) - 1))
+                store_32(accumulators, found)
+                accumulators += 4
+            pixel += row[SUM_HEADS.pixel_stride]
 
 
 @njit
@@ -107,9 +164,9 @@ def classify(row, memories):
     if row[CLASSIFY.fresh]:
         for output in range(outputs):
             store_32(logits + 4 * output, load_i32(memories.constant + row[CLASSIFY.constants] + 4 * output))
-    weight = memories.weight + row[CLASSIFY.weights]
+    weight, dropped = memories.weight + row[CLASSIFY.weights], 1 << row[CLASSIFY.drop] >> 1
     for channel in range(row[CLASSIFY.inputs]):
-        feature = load_i32(memories.output + row[CLASSIFY.features] + 4 * channel)
+        feature = (load_i32(memories.output + row[CLASSIFY.features] + 4 * channel) + dropped) >> row[CLASSIFY.drop]
         for output in range(outputs):
             place = logits + 4 * output
             store_32(place, load_i32(place) + feature * load_i8(weight + output))

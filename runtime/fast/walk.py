@@ -12,17 +12,39 @@ from numpy.typing import NDArray
 
 import isa.instructions
 import isa.word
-from isa.instructions import Accumulate, Add, Attend, Classify, Fire, Load, Multiply, Pool, Store, Sum
+from isa.instructions import (
+    Accumulate,
+    Add,
+    Attend,
+    Classify,
+    Depthwise,
+    Dilate,
+    Fire,
+    Load,
+    Mask,
+    Multiply,
+    Pool,
+    PoolValues,
+    Rescale,
+    Store,
+    Sum,
+    SumHeads,
+    SumValues,
+)
 from runtime.decoded import PORTS, Decoded
-from runtime.fast import dma, neuron, pe, sfu
+from runtime.fast import dma, elementwise, pe, pool, sfu
 from runtime.fast.accumulate import accumulate
+from runtime.fast.depthwise import depthwise
+from runtime.fast.fire import fire
 from runtime.fast.held import COLUMNS, SLOTS, forget_all
 from runtime.fast.places import Memories, Scratch, Sizes
 from runtime.state import State
 
-LOAD, STORE, ACCUMULATE, MULTIPLY = Load.opcode, Store.opcode, Accumulate.opcode, Multiply.opcode
-ATTEND, SUM, CLASSIFY = Attend.opcode, Sum.opcode, Classify.opcode
-FIRE, POOL, ADD = Fire.opcode, Pool.opcode, Add.opcode
+LOAD, STORE = Load.opcode, Store.opcode
+ACCUMULATE, DEPTHWISE, MULTIPLY = Accumulate.opcode, Depthwise.opcode, Multiply.opcode
+ATTEND, SUM, SUM_HEADS, SUM_VALUES = Attend.opcode, Sum.opcode, SumHeads.opcode, SumValues.opcode
+CLASSIFY, FIRE, ADD, RESCALE, MASK = Classify.opcode, Fire.opcode, Add.opcode, Rescale.opcode, Mask.opcode
+POOL, POOL_VALUES, DILATE = Pool.opcode, PoolValues.opcode, Dilate.opcode
 
 
 def _compiled(sources: int) -> Callable[..., int]:
@@ -38,7 +60,7 @@ def _compiled(sources: int) -> Callable[..., int]:
             elif opcode == ACCUMULATE:
                 accumulate(row, memories, scratch, sizes, share, record[index])
             elif opcode == FIRE:
-                neuron.fire(row, memories, scratch)
+                fire(row, memories, scratch)
             elif opcode == MULTIPLY:
                 pe.multiply(row, memories)
             elif opcode == ATTEND:
@@ -48,9 +70,23 @@ def _compiled(sources: int) -> Callable[..., int]:
             elif opcode == CLASSIFY:
                 sfu.classify(row, memories)
             elif opcode == POOL:
-                neuron.pool(row, memories, scratch)
+                pool.pool(row, memories, scratch)
             elif opcode == ADD:
-                neuron.add(row, memories, scratch)
+                elementwise.add(row, memories, scratch)
+            elif opcode == DEPTHWISE:
+                depthwise(row, memories, scratch, sizes, record[index])
+            elif opcode == SUM_HEADS:
+                sfu.sum_heads(row, memories)
+            elif opcode == SUM_VALUES:
+                sfu.sum_values(row, memories)
+            elif opcode == RESCALE:
+                elementwise.rescale(row, memories)
+            elif opcode == MASK:
+                elementwise.mask(row, memories, scratch)
+            elif opcode == POOL_VALUES:
+                pool.pool_values(row, memories)
+            elif opcode == DILATE:
+                pool.dilate(row, memories, scratch)
         return sources
 
     return run
@@ -85,6 +121,7 @@ class Workspace:
             "busy": np.zeros(machine.window * machine.pairs, np.int64),
             "head": np.zeros(sizes.head, np.int32),
             "tail": np.zeros(64, np.uint8),
+            "planes": np.zeros(8, np.int64),
             "zeros": np.zeros(1024, np.uint8),
         }
         held = np.zeros((SLOTS + 1, COLUMNS), np.int64)

@@ -1,0 +1,188 @@
+"""Fire: sixteen neurons a vector, and sixteen comparisons are one spike word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from isa.word import Charge
+from runtime.fast.dma import refresh_pixels
+from runtime.fast.held import forget
+from runtime.fast.places import FIRE
+from runtime.fast.scalar import load_u16, store_16
+from runtime.fast.vector import (
+    any_bits,
+    at_least,
+    choose,
+    store_lanes,
+    vector_load,
+    vector_narrow,
+    vector_splat,
+    vector_widen,
+)
+
+NONE, LIF, UNDECAYED = int(Charge.NONE), int(Charge.LIF), int(Charge.LIF_UNDECAYED)
+LANES = 16
+
+_load_16s, _load_32s, _narrow = vector_load(LANES, 16), vector_load(LANES, 32), vector_narrow(16)
+_splat_32 = vector_splat(LANES, 32)
+
+
+def _fire_lanes(bits: int) -> Any:
+    """Fire with `bits`-bit arithmetic: 64 is always enough, 32 where `fits_32_bits` says so."""
+    widen, splat = vector_widen(bits), vector_splat(LANES, bits)
+
+    @njit
+    def fire_lanes(row, memories, first, lanes):
+        """Channels first .. first + lanes - 1 of all pixels and steps; `lanes` is at most 16."""
+        outputs, pixels, steps = row[FIRE.outputs], row[FIRE.pixels], row[FIRE.steps]
+        constants = memories.constant + row[FIRE.constants] + 4 * first
+        bias, threshold = widen(_load_32s(constants)), widen(_load_32s(constants + 4 * outputs))
+        charge, soft, scaled = row[FIRE.charge], row[FIRE.soft], row[FIRE.multiplier] != 1
+        start, keeps = row[FIRE.start] or charge == NONE, charge != NONE
+        shift, multiplier = splat(row[FIRE.shift]), splat(row[FIRE.multiplier])
+        drop, dropped = splat(row[FIRE.drop]), splat(1 << row[FIRE.drop] >> 1)
+        half, divisor = splat(1 << row[FIRE.divisor] >> 1), splat(row[FIRE.divisor])
+        zero, lowest, highest, keep = splat(0), splat(-(1 << 15)), splat((1 << 15) - 1), (1 << lanes) - 1
+        membranes = memories.output + row[FIRE.membranes] + 2 * first
+        result, residual = memories.spike + row[FIRE.result], memories.spike + row[FIRE.residual]
+        planes, residual_planes, plane_stride = row[FIRE.planes], row[FIRE.residual_planes], row[FIRE.plane_stride]
+        step_stride, pixel_stride = row[FIRE.step_stride], row[FIRE.pixel_stride]
+        levels, ties_even, narrow = row[FIRE.levels], row[FIRE.ties_even], row[FIRE.narrow]
+        size = 2 if narrow else 4
+        step_sums, pixel_offset = size * pixels * outputs, first >> 3
+        pixel_sums = memories.output + row[FIRE.accumulators] + size * first
+        for _ in range(pixels):
+            v = zero if start else widen(_load_16s(membranes))
+            sums, offset = pixel_sums, pixel_offset
+            for _ in range(steps):
+                summed = widen(_load_16s(sums)) if narrow else widen(_load_32s(sums))
+                x = (((summed + dropped) >> drop) << shift) + bias
+                if charge == LIF:
+                    h = v + ((((x - v) * multiplier if scaled else x - v) + half) >> divisor)
+                elif charge == UNDECAYED:
+                    h = v + x - (((v * multiplier if scaled else v) + half) >> divisor)
+                elif charge == NONE:
+                    h = x
+                else:
+                    h = v + x
+                if levels:
+                    spikes, reduced = put_levels(
+                        h, threshold, result + offset, plane_stride, planes, levels, ties_even, keep
+                    )
+                    v = reduced if soft else choose(spikes, zero, h)
+                else:
+                    spikes = at_least(h, threshold)
+                    v = choose(spikes, h - threshold if soft else zero, h)
+                    if planes == 1 and residual_planes == 0:
+                        store_16(result + offset, spikes & keep)
+                    else:
+                        added = spikes & keep
+                        emit(result + offset, residual + offset, planes, residual_planes, plane_stride, added, keep)
+                v = choose(at_least(v, lowest), v, lowest)
+                v = choose(at_least(highest, v), v, highest)
+                sums += step_sums
+                offset += step_stride
+            if keeps:
+                store_lanes(membranes, _narrow(v), keep)
+            membranes += 2 * outputs
+            pixel_sums += size * outputs
+            pixel_offset += pixel_stride
+
+    return fire_lanes
+
+
+@njit
+def put_levels(h, threshold, result, plane_stride, planes, levels, ties_even, keep):
+    """Write the planes of sixteen levels; returns which are not 0, and h less level times threshold.
+
+    The level counts the comparisons that hold, added up bit plane by bit plane.
+    """
+    double, between, step = h + h, threshold, threshold + threshold
+    ones, twos, fours, eights = 0, 0, 0, 0
+    for level in range(1, levels + 1):
+        reached = ~at_least(between, double) if ties_even and level & 1 else at_least(double, between)
+        h = choose(reached, h - threshold, h)
+        carry = ones & reached
+        ones ^= reached
+        eights ^= fours & twos & carry
+        fours ^= twos & carry
+        twos ^= carry
+        between += step
+    spikes = ones | twos | fours | eights
+    for _ in range(planes):
+        store_16(result, ones & keep)
+        ones, twos, fours, eights = twos, fours, eights, 0
+        result += plane_stride
+    return spikes, h
+
+
+@njit
+def emit(result, residual, planes, residual_planes, plane_stride, spikes, keep):
+    """Write one word of spikes, added to the residual's planes bit by bit; only the bits in `keep` exist."""
+    for plane in range(planes):
+        held = load_u16(residual) & keep if plane < residual_planes else 0
+        store_16(result, held ^ spikes)
+        spikes &= held
+        result += plane_stride
+        residual += plane_stride
+
+
+_fire_32, _fire_64 = _fire_lanes(32), _fire_lanes(64)
+
+
+@njit
+def magnitude(address, count):
+    """A number that no |value| of `count` int32 values exceeds."""
+    found, address_of_last = _splat_32(0), address + 4 * count
+    while address + 4 * LANES <= address_of_last:
+        values = _load_32s(address)
+        found |= values ^ (values >> _splat_32(31))
+        address += 4 * LANES
+    if address < address_of_last:
+        values = _load_32s(address)
+        values = choose((1 << ((address_of_last - address) >> 2)) - 1, values, _splat_32(0))
+        found |= values ^ (values >> _splat_32(31))
+    return any_bits(found) + 1
+
+
+@njit
+def fits_32_bits(row, memories):
+    """Whether no step of the neurons' arithmetic can leave 32 bits, seen from the accumulators as they are."""
+    outputs, half = row[FIRE.outputs], 1 << row[FIRE.divisor] >> 1
+    sums = 1 << 15
+    if not row[FIRE.narrow]:
+        sums = magnitude(memories.output + row[FIRE.accumulators], row[FIRE.steps] * row[FIRE.pixels] * outputs)
+    sums += 1 << row[FIRE.drop]
+    current = (((sums >> row[FIRE.drop]) + 1) << row[FIRE.shift]) + magnitude(
+        memories.constant + row[FIRE.constants], outputs
+    )
+    product = (current + (1 << 15)) * max(row[FIRE.multiplier], 1) + half
+    levels, thresholds = row[FIRE.levels], 0
+    if row[FIRE.soft] or levels:
+        thresholds = magnitude(memories.constant + row[FIRE.constants] + 4 * outputs, outputs)
+    charged = sums + product + current + thresholds + (1 << 17)
+    if charged >= 1 << 31 or row[FIRE.divisor] >= 31:
+        return False
+    return 2 * charged + (2 * levels + 1) * thresholds < 1 << 31 if levels else True
+
+
+@njit
+def fire(row, memories, scratch):
+    """All neurons of a Fire."""
+    outputs = row[FIRE.outputs]
+    fits = fits_32_bits(row, memories)
+    size = 2 * ((outputs + 15) >> 4)
+    last = (row[FIRE.planes] - 1) * row[FIRE.plane_stride] + (row[FIRE.steps] - 1) * row[FIRE.step_stride]
+    last += (row[FIRE.pixels] - 1) * row[FIRE.pixel_stride]
+    forget(scratch.held, row[FIRE.result], last + size)
+    for first in range(0, outputs, LANES):
+        if fits:
+            _fire_32(row, memories, first, min(outputs - first, LANES))
+        else:
+            _fire_64(row, memories, first, min(outputs - first, LANES))
+    for plane in range(row[FIRE.planes]):
+        for step in range(row[FIRE.steps]):
+            place = row[FIRE.result] + plane * row[FIRE.plane_stride] + step * row[FIRE.step_stride]
+            refresh_pixels(memories, place, row[FIRE.pixels], row[FIRE.pixel_stride], size)

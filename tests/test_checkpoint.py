@@ -46,7 +46,7 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".pth.tar"])
-@pytest.mark.parametrize("container", [None, "state_dict", "state_dict_ema", "model"])
+@pytest.mark.parametrize("container", [None, "state_dict", "state_dict_ema", "model", "model_ema"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
 def test_published_containers(tmp_path: Path, ending: str, container: str | None, prefix: str) -> None:
     state = model().state_dict()
@@ -55,10 +55,55 @@ def test_published_containers(tmp_path: Path, ending: str, container: str | None
     assert_same(load_checkpoint(tmp_path / f"model{ending}").state, dict(state))
 
 
-def test_weights_come_before_their_average(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("weights", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_weights_come_before_their_average(tmp_path: Path, weights: str, average: str) -> None:
     state, other = {"weight": torch.ones(2)}, {"weight": torch.zeros(2)}
-    torch.save({"state_dict_ema": other, "state_dict": state}, tmp_path / "a.pth.tar")
+    torch.save({average: other, weights: state}, tmp_path / "a.pth.tar")
     assert_same(load_checkpoint(tmp_path / "a.pth.tar").state, state)
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model after one step, so that its optimiser has a state."""
+    goal = model()
+    optimiser = torch.optim.AdamW(goal.parameters())
+    goal(torch.ones(2, 3)).sum().backward()
+    optimiser.step()
+    return goal, optimiser
+
+
+def test_what_timms_training_script_writes(tmp_path: Path) -> None:
+    goal, optimiser = trained()
+    content = {
+        "epoch": 299,
+        "arch": "spikformer",
+        "state_dict": {f"module.{key}": tensor for key, tensor in goal.state_dict().items()},
+        "optimizer": optimiser.state_dict(),
+        "version": 2,
+        "args": argparse.Namespace(model="spikformer", time_step=4, img_size=None, mean=[0.5], distributed=True),
+        "amp_scaler": {"scale": 65536.0, "growth_interval": 2000},
+        "metric": 95.5,
+        "state_dict_ema": {key: tensor * 0 for key, tensor in goal.state_dict().items()},
+    }
+    torch.save(content, tmp_path / "model_best.pth.tar")
+    checkpoint = load_checkpoint(tmp_path / "model_best.pth.tar")
+    assert_same(checkpoint.state, dict(goal.state_dict()))
+    assert checkpoint.metadata == {"T": "4", "mean": "0.5"}
+
+
+def test_what_the_fine_tuning_scripts_write(tmp_path: Path) -> None:
+    goal, optimiser = trained()
+    script = argparse.Namespace(model="metaspikformer_8_512", time_steps=4, input_size=224, kd=True, resume="", gpu=0)
+    content = {
+        "model": goal.state_dict(),
+        "optimizer": optimiser.state_dict(),
+        "epoch": 49,
+        "scaler": {"scale": 65536.0, "growth_tracker": 3},
+        "args": script,
+    }
+    torch.save(content, tmp_path / "checkpoint-49.pth")
+    checkpoint = load_checkpoint(tmp_path / "checkpoint-49.pth")
+    assert_same(checkpoint.state, dict(goal.state_dict()))
+    assert checkpoint.metadata == {"T": "4", "img_size_h": "224", "img_size_w": "224"}
 
 
 def test_a_prefix_that_only_some_keys_have_stays(tmp_path: Path) -> None:
@@ -92,6 +137,13 @@ def test_the_training_scripts_arguments_become_metadata(tmp_path: Path) -> None:
     }
 
 
+def test_arguments_that_are_no_plain_numbers_say_nothing(tmp_path: Path) -> None:
+    script = argparse.Namespace(T=16, input_size=[3, 224, 224], num_heads=True, dim="64", std=["a"], mean=())
+    script.layer = script  # it prints without end
+    torch.save({"model": model().state_dict(), "args": script}, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").metadata == {"T": "16"}
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_hostile_pickle_is_refused_by_name_and_not_executed(tmp_path: Path, protocol: int) -> None:
     mark = tmp_path / "executed"
@@ -110,6 +162,23 @@ def test_harm_beside_the_weights_is_refused_too(tmp_path: Path, zipped: bool) ->
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     assert f"would run {os.mkdir.__module__}.mkdir; save model.state_dict() alone" in refused(tmp_path / "a.pth")
     assert not mark.exists()
+
+
+def test_harm_among_the_scripts_arguments_is_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    script = argparse.Namespace(time_step=4, hook=Hostile(mark))
+    torch.save({"model": model().state_dict(), "args": script}, tmp_path / "a.pth")
+    assert f"would run {os.mkdir.__module__}.mkdir; save model.state_dict() alone" in refused(tmp_path / "a.pth")
+    assert not mark.exists()
+
+
+class Arguments(argparse.Namespace):
+    """A class of the training script's own: only argparse's is let in."""
+
+
+def test_a_subclass_of_the_scripts_arguments_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": model().state_dict(), "args": Arguments(time_step=4)}, tmp_path / "a.pth")
+    assert "Arguments; save model.state_dict() alone" in refused(tmp_path / "a.pth")
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from isa.errors import CStepError
 
 TORCH_ENDINGS = (".pth", ".pt", ".pth.tar")
 
-# Where training scripts put the weights, in the order of preference. timm writes both of the first two when it keeps
-# an average; its own `load_checkpoint` takes the first by default.
-CONTAINERS = ("state_dict", "state_dict_ema", "model")
+# Where training scripts put the weights, in the order of preference: timm's name and the other scripts', then their
+# averages. Who keeps an average writes both; timm's own `load_checkpoint` takes the weights by default.
+CONTAINERS = ("state_dict", "model", "state_dict_ema", "model_ema")
 
 # Prefixes that DataParallel and torch.compile put before every key.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -33,18 +33,19 @@ WRAPPERS = ("module.", "_orig_mod.")
 # What the published training scripts call the constructor's arguments: their argparse.Namespace is often saved beside
 # the weights, and holds what no tensor's shape tells (timesteps, heads).
 SCRIPT_ARGUMENTS = {
+    "T": ("T",),
     "time_step": ("T",),
     "time_steps": ("T",),
     "num_heads": ("num_heads",),
     "img_size": ("img_size_h", "img_size_w"),
+    "input_size": ("img_size_h", "img_size_w"),
     "patch_size": ("patch_size",),
     "num_classes": ("num_classes",),
     "layer": ("depths",),
     "dim": ("embed_dims",),
     "mlp_ratio": ("mlp_ratios",),
-    "mean": ("mean",),
-    "std": ("std",),
 }
+PER_CHANNEL = ("mean", "std")  # lists of numbers, under their own names
 
 LISTED = 8  # keys shown per complaint: enough to recognise the cause, few enough for one line
 
@@ -139,16 +140,27 @@ def first_global(path: Path) -> str:
 
 
 def script_arguments(fields: Iterable[object]) -> dict[str, str]:
-    """The constructor's arguments, from the training script's argparse.Namespace among the `fields`, if any."""
+    """The constructor's arguments, from the training script's argparse.Namespace among the `fields`, if any.
+
+    Only plain numbers count: an argument that was not given is None, and some scripts call other things by these names
+    (timm's `input_size` is a list).
+    """
     metadata: dict[str, str] = {}
     for field in fields:
-        if isinstance(field, argparse.Namespace):
-            for key, value in vars(field).items():
-                several = isinstance(value, list | tuple)
-                text = ",".join(map(str, cast("Iterable[object]", value))) if several else str(value)
-                if value is not None:
-                    metadata.update(dict.fromkeys(SCRIPT_ARGUMENTS.get(key, ()), text))
+        given: dict[str, object] = dict(vars(field)) if isinstance(field, argparse.Namespace) else {}
+        for argument, names in SCRIPT_ARGUMENTS.items():
+            if is_number(value := given.get(argument)):
+                metadata.update(dict.fromkeys(names, str(value)))
+        for argument in PER_CHANNEL:
+            value = given.get(argument)
+            numbers = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+            if numbers and all(map(is_number, numbers)):
+                metadata[argument] = ",".join(map(str, numbers))
     return metadata
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def unwrap(path: Path, state: Mapping[Any, object]) -> dict[str, Tensor]:

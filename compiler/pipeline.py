@@ -30,6 +30,7 @@ from compiler.passes.fuse_masks import FuseMasks
 from compiler.passes.network_pass import NetworkPass
 from compiler.passes.quantise import Quantise
 from compiler.passes.reassociate_attention import ReassociateAttention
+from compiler.passes.record_ranges import RecordRanges
 from isa.errors import CStepError
 from isa.machine import Machine
 from isa.program import Program, Provenance
@@ -40,6 +41,7 @@ PASSES: tuple[type[NetworkPass], ...] = (
     Canonicalise,
     FuseMasks,
     FoldBatchNorm,
+    RecordRanges,
     Quantise,
     ReassociateAttention,
     LowerToCstep,
@@ -48,7 +50,8 @@ PASSES: tuple[type[NetworkPass], ...] = (
 )
 
 DEFAULT_PASSES = (
-    "fuse-attention,canonicalise,fuse-masks,canonicalise,fold-batch-norm,quantise{image-scale=SCALE accumulator-bits=BITS},"
+    "fuse-attention,canonicalise,fuse-masks,canonicalise,fold-batch-norm,record-ranges,"
+    "quantise{image-scale=SCALE accumulator-bits=BITS},"
     "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call."""
@@ -119,7 +122,7 @@ def compile_network(
         if progress:
             progress(name)
         started = time.perf_counter()
-        after = each.apply(network) if each else network
+        after = each.apply_with(network, calibration) if each else network
         after.verify()
         path = after.dump(dump_to, f"{number:02d}-{name}") if dump_to else None
         seconds = time.perf_counter() - started

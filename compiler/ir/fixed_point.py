@@ -17,6 +17,12 @@ DIVISOR = 15
 """Decay by other than a power of two is a multiplication by round(2^15 / tau) and a shift by 15."""
 FRACTIONS = range(8, -9, -1)
 """Fraction bits f that a layer's membrane may have; below 0, its unit is coarser than the accumulator's."""
+MEMBRANE_FRACTIONS = range(8, -16, -1)
+"""As FRACTIONS, for currents that come as integers of one scale: attention, sums, streams."""
+MULTIPLIER_BITS = 16
+"""Bits of the greatest multiplier that brings a channel's sums into a stream's unit."""
+MOST_DIVISOR = 47
+"""The greatest shift behind such a multiplication: half of 2^47 added to 24 + 16 bits stays far below 2^53."""
 COARSE_SHARE = 0.1
 """Share of a layer's channels that may take a coarser weight scale for the sake of a finer membrane."""
 
@@ -40,11 +46,8 @@ def weight_scales(
     `threshold` is in units of the input's scale. See `Quantise` for the rule.
     """
     rows = weight.reshape(len(weight), -1)
-    magnitude = np.abs(rows).max(axis=1)
-    if mode == "per-tensor":
-        magnitude = np.full_like(magnitude, magnitude.max())
+    scale = largest_scales(weight, mode)
     most = np.abs(rows).sum(axis=1) * max(abs(bound) for bound in inputs) + (0 if bias is None else np.abs(bias))
-    scale = magnitude / WEIGHT_LIMIT
     coarse, shift = scale, 0
     for shift in FRACTIONS:
         least = threshold * 2.0**shift / (THRESHOLD_LIMIT - 1)
@@ -52,6 +55,22 @@ def weight_scales(
         if np.mean(scale < least) <= COARSE_SHARE and (most / coarse * 2.0**shift).max() < ORACLE_LIMIT // 2:
             break
     return coarse, shift
+
+
+def largest_scales(weight: Real, mode: str) -> Real:
+    """Per channel max|w| / 127, or one for all; 0 where a channel's weights are all 0."""
+    magnitude = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    if mode == "per-tensor":
+        magnitude = np.full_like(magnitude, magnitude.max())
+    return magnitude / WEIGHT_LIMIT
+
+
+def multipliers(ratios: Real) -> tuple[Integer, int]:
+    """Factors as multiplier / 2^divisor, with the greatest multiplier of 16 bits where the divisor allows."""
+    limit = (1 << MULTIPLIER_BITS) - 1
+    most = max(float(ratios.max()), 2.0**-MOST_DIVISOR)
+    divisor = int(np.clip(np.floor(np.log2(limit / most)), 0, MOST_DIVISOR))
+    return np.minimum(np.rint(ratios * 2.0**divisor), (1 << 31) - 1).astype(np.int64), divisor
 
 
 def by_channel(scale: Real, weight: Real) -> Real:

@@ -30,6 +30,8 @@ MEANINGS: dict[type[HouseOperation], Meaning] = {}
 
 NEURONS = (spike.Lif, spike.Level, spike.IntegerLif, spike.IntegerLevel)
 """Ops whose input currents and spikes a run records."""
+STREAMS = (spike.Range, spike.Rescale)
+"""Ops whose results a run records as streams."""
 INT16 = (-(1 << 15), (1 << 15) - 1)
 EXACT_FLOAT32 = 1 << 24
 
@@ -359,11 +361,14 @@ def _bias(op: HouseOperation, weights: Weights) -> Tensor | None:
 
 @dataclass
 class Run:
-    """What a run leaves: the output, and per neuron layer (by label) its input currents and its spikes."""
+    """What a run leaves: the output, and by label the input currents and the spikes of every layer of neurons, and the
+    values of every stream (what `rescale` and `range` give).
+    """
 
     output: NDArray[Any]
     currents: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     spikes: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    streams: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
 
 
 class Executor:
@@ -409,6 +414,8 @@ class Executor:
                 run.spikes[op.label] = result.numpy()
                 if forced is not None:
                     result = torch.from_numpy(forced[op.label]).to(result.dtype)
+            elif isinstance(op, STREAMS):
+                run.streams[op.label] = result.numpy()
             values[op.results[0]] = result
         return run
 

@@ -77,13 +77,13 @@ def _dilate(op: spike.MaxPool) -> None:
     rows, (tokens, width, heads) = _rows(source), op.operand_type().sizes
     if [op.get(key) for key in ("kernel", "stride", "padding")] != [3, 1, 1] or rows != (tokens, width * heads):
         return
-    view = Layout(rows)
+    view = Layout((tokens, width * heads))
     view.reshape((tokens, heads, width))
     view.transpose((0, 2, 1))
     if source is op.operands[0] or not layout.same_order(view):
         return
     emit = emitter(op)
-    x = reshaped(source, op.operand_type().with_sizes(rows), emit, op)
+    x = reshaped(source, op.operand_type().with_sizes(view.sizes), emit, op)
     made = emit(spike.Dilate.make(x, result=shaped(x.type), source=op.source, hint=op.label, heads=heads))
     replace_op(op, view.emit(made, emit, op.source, op.label))
 

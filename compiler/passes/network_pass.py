@@ -8,6 +8,8 @@ from enum import Enum
 from math import isfinite
 from typing import Any, ClassVar, Self, get_type_hints
 
+import numpy as np
+from numpy.typing import NDArray
 from xdsl.utils.arg_spec import ArgSpec, ArgSpecConvertible, ParameterListType
 
 from compiler.ir.network import Network
@@ -37,6 +39,10 @@ class NetworkPass(ArgSpecConvertible):
     @abstractmethod
     def apply(self, network: Network) -> Network:
         """The transformed network. The given one is left as it is."""
+
+    def apply_with(self, network: Network, calibration: NDArray[np.float32] | None) -> Network:
+        """`apply`, for a pass that finds something out from data: inputs [B, ...] as the model takes them, or None."""
+        return self.apply(network)
 
     @classmethod
     def description(cls) -> str:

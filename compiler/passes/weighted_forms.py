@@ -11,7 +11,8 @@ from compiler.ir import spike
 from compiler.ir.layout import chain_to
 from compiler.ir.network import Network
 from compiler.ir.types import Shaped, shaped
-from compiler.passes.rewriting import emitter, only_user, replace_op, reshaped
+from compiler.passes.currents import reaches_output
+from compiler.passes.rewriting import emitter, replace_op, reshaped
 
 
 def one_form(network: Network, op: spike.SpikeOperation) -> bool:
@@ -41,7 +42,7 @@ def _over_an_image(network: Network, op: spike.Linear) -> bool:
     sizes = shaped(source.type).sizes
     if len(op.operand_type().sizes) != 1 or len(sizes) < 2 or prod(sizes) == sizes[-1]:
         return False
-    square = len(sizes) == 3 and sizes[0] == sizes[1] and not _reaches_output(op.results[0])
+    square = len(sizes) == 3 and sizes[0] == sizes[1] and not reaches_output(op.results[0])
     if not square and layout.keeps_order:
         return False
     name = str(op.symbol("weight"))
@@ -72,11 +73,3 @@ def _replace(
     symbols = {"weight": weight, "bias": op.symbol("bias")}
     made = emit(kind.make(x, result=result, symbols=symbols, source=op.source, hint=op.label, **properties))
     replace_op(op, reshaped(made, op.result_type, emit, op))
-
-
-def _reaches_output(value: SSAValue) -> bool:
-    """Whether only means stand between a value and the output."""
-    user = only_user(value)
-    if isinstance(user, spike.Mean | spike.MeanTime | spike.Reshape):
-        return _reaches_output(user.results[0])
-    return isinstance(user, spike.Output)

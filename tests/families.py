@@ -23,8 +23,8 @@ from compiler.zoo.sdt_v3_large import SDTV3Large
 from compiler.zoo.spikformer_convolutional import ConvolutionalSpikformer
 from compiler.zoo.spikingformer import Spikingformer
 
-CALIBRATION = 4
-"""Inputs that the batch norms are set on."""
+CALIBRATION, CALIBRATION_STEPS = 4, 4
+"""Inputs that the batch norms are set on, and timesteps of each where an input is events."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def _built(family: SmallFamily, steps: int, seed: int) -> nn.Module:
     sizes = {"T": steps, "num_classes": 5, "in_channels": channels, "img_size_h": height, "img_size_w": width}
     torch.manual_seed(seed)
     model = family.construct(**{**sizes, **family.arguments})
-    randomise(model, torch.from_numpy(family.inputs(CALIBRATION, seed + 1, steps)), seed)
+    inputs = family.inputs(CALIBRATION, seed + 1, min(steps, CALIBRATION_STEPS))
+    randomise(model, torch.from_numpy(inputs), seed)
     return model.eval()
 
 

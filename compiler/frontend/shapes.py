@@ -60,8 +60,8 @@ def reshaped(importer: Importer, value: Value, sizes: Sequence[int]) -> Value:
     groups: list[Dimension] = []
     for size in wanted:
         taken = _take(importer, atoms, size)
-        inside = bool(groups) and feature_size(groups[-1]) is not None and bool(atoms)
-        groups.append((Atom(FEATURE, 1),) if inside and not taken else taken)
+        behind = bool(groups) and feature_size(groups[-1]) is not None
+        groups.append((Atom(FEATURE, 1),) if behind and not taken else taken)
     if atoms and groups:
         groups[-1] = (*groups[-1], *atoms)
     return regroup(importer, value, tuple(groups))

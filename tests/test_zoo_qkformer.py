@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compiler.frontend.checkpoint import apply_checkpoint, load_checkpoint
 from compiler.zoo import LIF, Entry, build
 from compiler.zoo.qkformer import QKFormer
-from compiler.zoo.random_weights import HIGH, LOW, randomise
+from compiler.zoo.random_weights import randomise
 from isa.errors import CStepError
 from runtime.dataset import load_dataset
 
@@ -55,7 +55,7 @@ def test_every_neuron_fires_and_no_image_depends_on_its_batch(layout: str) -> No
         model, images = small(layout)
         rates = randomise(model, images, seed=1)
         assert rates.keys() == {name for name, module in model.named_modules() if isinstance(module, LIF)}
-        assert {name: rate for name, rate in rates.items() if not LOW <= rate <= HIGH} == {}
+        assert {name: rate for name, rate in rates.items() if not 0.02 < rate < 0.6} == {}
         together = model(images)
         assert together.shape == (2, 10)
         assert not torch.allclose(together[0], together[1], atol=1e-3)

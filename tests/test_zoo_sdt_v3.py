@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compiler.frontend.checkpoint import apply_checkpoint
 from compiler.zoo import build
 from compiler.zoo.level import Level
-from compiler.zoo.random_weights import HIGH, LOW, randomise
+from compiler.zoo.random_weights import randomise
 from compiler.zoo.sdt_v3 import SDTV3
 from compiler.zoo.sdt_v3_large import SDTV3Large
 from isa.errors import CStepError
@@ -78,7 +78,7 @@ def test_every_neuron_fires_and_no_input_depends_on_its_batch(variant: Variant) 
         model, inputs = small(variant)
         rates = randomise(model, inputs, seed=1)
         assert rates
-        assert {name: rate for name, rate in rates.items() if not LOW <= rate <= HIGH} == {}
+        assert {name: rate for name, rate in rates.items() if not 0.02 < rate < 0.6} == {}
         together = model(inputs)
         assert together.shape == (2, 10)
         assert not torch.allclose(together[0], together[1], atol=1e-3)

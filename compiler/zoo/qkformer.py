@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compiler.zoo.family import EVENTS, IMAGENET, Argument, Family, defaults, layout_pattern, read_sizes
+from compiler.zoo.layers import ConvolutionalAttention, initialise, over_time
 from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 
@@ -166,30 +167,15 @@ class TokenAttention(Layers):
         return self.spikes("proj", (mask * k).flatten(2, 3)).reshape(steps, batch, channels, height, width)
 
 
-class SelfAttention(Layers):
+class SelfAttention(ConvolutionalAttention):
     """Counts [T, B, C, H, W] -> spikes, same form: q (k^T v) * scale per head, without softmax, then a neuron."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        for name in ("q", "k", "v"):
-            self.add(name, nn.Conv1d(dim, dim, kernel_size=1, bias=False))
-        self.attn_lif = LIF(v_threshold=ATTENTION_THRESHOLD)
-        self.add("proj", nn.Conv1d(dim, dim, kernel_size=1))
+        super().__init__(dim, num_heads, ATTENTION_SCALE, "values", 2.0, 1.0, ATTENTION_THRESHOLD)
 
     def forward(self, x: Tensor) -> Tensor:
-        steps, batch, channels, height, width = x.shape
-        tokens = height * width
-
-        def heads(spikes: Tensor) -> Tensor:
-            split = spikes.transpose(-1, -2).reshape(steps, batch, tokens, self.num_heads, channels // self.num_heads)
-            return split.permute(0, 1, 3, 2, 4)
-
-        x = x.flatten(3)
-        q, k, v = (heads(self.spikes(name, x)) for name in ("q", "k", "v"))
-        x = (q @ (k.transpose(-2, -1) @ v)) * ATTENTION_SCALE
-        x = self.attn_lif(x.transpose(3, 4).reshape(steps, batch, channels, tokens))
-        return self.spikes("proj", x).reshape(steps, batch, channels, height, width)
+        current = over_time(self.attend(x.flatten(3)), x.shape[0])
+        return self.proj_lif(current).reshape(x.shape)
 
 
 class MLP(Layers):
@@ -262,8 +248,7 @@ class QKFormer(nn.Module):
             )
             channels = dim
         self.head = nn.Linear(embed_dims, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.apply(initialise)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[T, B, in_channels, H, W] -> the mean over tokens at every timestep [T, B, C]."""

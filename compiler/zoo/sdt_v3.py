@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from compiler.zoo.family import EVENTS, IMAGENET, MEMBRANE_RESIDUALS, Argument, Family, defaults
+from compiler.zoo.layers import initialise
 from compiler.zoo.level import Level
-from compiler.zoo.sdt_v2 import (
+from compiler.zoo.pyramid import (
     MLP,
     Pyramid,
     check_pyramid,
-    classifier,
     join_heads,
-    over_time,
+    per_frame,
     pyramid_sizes,
     split_heads,
 )
@@ -48,9 +48,9 @@ class SeparableConv(nn.Module):
         self.pwconv2 = nn.Sequential(nn.Conv2d(wide, dim, kernel_size=1, bias=False), nn.BatchNorm2d(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = over_time(self.pwconv1, self.spike1(x))
-        x = over_time(self.dwconv, self.spike2(x))
-        return over_time(self.pwconv2, self.spike3(x))
+        x = per_frame(self.pwconv1, self.spike1(x))
+        x = per_frame(self.dwconv, self.spike2(x))
+        return per_frame(self.pwconv2, self.spike3(x))
 
 
 class ConvBlock(nn.Module):
@@ -69,8 +69,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.Conv(x)
-        y = over_time(lambda frames: self.bn1(self.conv1(frames)), self.spike1(x))
-        return x + over_time(lambda frames: self.bn2(self.conv2(frames)), self.spike2(y))
+        y = per_frame(lambda frames: self.bn1(self.conv1(frames)), self.spike1(x))
+        return x + per_frame(lambda frames: self.bn2(self.conv2(frames)), self.spike2(y))
 
 
 class Attention(nn.Module):
@@ -94,12 +94,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frame = x.shape[-2:]
         x = self.head_spike(x)
-        q = split_heads(self.q_spike(over_time(self.q_conv, x)).flatten(3), self.num_heads)
-        k = split_heads(self.k_spike(over_time(self.k_conv, x)).flatten(3), self.num_heads)
-        v = split_heads(self.v_spike(over_time(self.v_conv, x)).flatten(3), self.num_heads)
+        q = split_heads(self.q_spike(per_frame(self.q_conv, x)).flatten(3), self.num_heads)
+        k = split_heads(self.k_spike(per_frame(self.k_conv, x)).flatten(3), self.num_heads)
+        v = split_heads(self.v_spike(per_frame(self.v_conv, x)).flatten(3), self.num_heads)
         x = ((q @ k.transpose(-2, -1)) @ v) * self.scale
         x = self.attn_spike(join_heads(x))
-        return over_time(self.proj_conv, x.reshape(*x.shape[:3], *frame))
+        return per_frame(self.proj_conv, x.reshape(*x.shape[:3], *frame))
 
 
 class Block(nn.Module):
@@ -170,7 +170,8 @@ class SDTV3(Pyramid):
         self.T = T
         self.events = events
         self.spike = Level(levels, norm=1.0)
-        self.head = classifier(last_dims, num_classes)
+        self.head = nn.Linear(last_dims, num_classes)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(1, 0, 2, 3, 4) if self.events else x.unsqueeze(0).repeat(self.T, 1, 1, 1, 1)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from compiler.zoo.family import IMAGENET, MEMBRANE_RESIDUALS, Argument, Family, defaults
+from compiler.zoo.layers import initialise
 from compiler.zoo.level import Level
-from compiler.zoo.sdt_v2 import (
+from compiler.zoo.pyramid import (
     MLP,
     Pyramid,
     check_pyramid,
-    classifier,
     join_heads,
-    over_time,
+    per_frame,
     pyramid_sizes,
     split_heads,
 )
@@ -48,7 +48,7 @@ class ConvBlock(nn.Module):
         self.conv2 = nn.Sequential(nn.Sequential(nn.Conv2d(hidden, dim, kernel_size=3, padding=1), nn.BatchNorm2d(dim)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + over_time(self.conv2, self.neuron2(over_time(self.conv1, self.neuron1(x))))
+        return x + per_frame(self.conv2, self.neuron2(per_frame(self.conv1, self.neuron1(x))))
 
 
 class TokenRepConv(nn.Module):
@@ -82,11 +82,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head_lif(x)
-        q = split_heads(self.q_lif(over_time(self.q_conv, x)), self.num_heads)
-        k = split_heads(self.k_lif(over_time(self.k_conv, x)), self.num_heads)
-        v = split_heads(self.v_lif(over_time(self.v_conv, x)), self.num_heads)
+        q = split_heads(self.q_lif(per_frame(self.q_conv, x)), self.num_heads)
+        k = split_heads(self.k_lif(per_frame(self.k_conv, x)), self.num_heads)
+        v = split_heads(self.v_lif(per_frame(self.v_conv, x)), self.num_heads)
         x = (q @ (k.transpose(-2, -1) @ v)) * ATTENTION_SCALE
-        return over_time(self.proj_conv, self.attn_lif(join_heads(x)))
+        return per_frame(self.proj_conv, self.attn_lif(join_heads(x)))
 
 
 class Block(nn.Module):
@@ -108,7 +108,7 @@ class Block(nn.Module):
         shape = x.shape
         x = x.flatten(3)
         if self.rep_conv is not None:
-            x = x + over_time(self.rep_conv, self.lif(x))
+            x = x + per_frame(self.rep_conv, self.lif(x))
         x = x + self.attn(x) * self.layer_scale1.view(-1, 1)
         x = x + self.mlp(x) * self.layer_scale2.view(-1, 1)
         return x.reshape(shape)
@@ -157,10 +157,11 @@ class SDTV3Large(Pyramid):
         )
         self.T = T
         self.kd = kd
-        self.head = classifier(embed_dims, num_classes)
+        self.head = nn.Linear(embed_dims, num_classes)
         if kd:
             self.lif = Level(levels, "up", norm=1.0)
-            self.head_kd = classifier(embed_dims, num_classes)
+            self.head_kd = nn.Linear(embed_dims, num_classes)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.forward_features(x.unsqueeze(0).repeat(self.T, 1, 1, 1, 1)).flatten(3).mean(3)

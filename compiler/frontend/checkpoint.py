@@ -10,6 +10,7 @@ import pickletools
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ def read_pickle(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore", UserWarning)  # on old pickle protocols: if they matter, an error follows
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)  # read where it is needed; torch's older files cannot be
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CStepError(refusal(path, error)) from None
     except Exception as error:  # a damaged file can make the unpickler fail in any way; the mistake is the file
@@ -179,7 +181,9 @@ def unwrap(path: Path, state: Mapping[Any, object]) -> dict[str, Tensor]:
 
 
 def apply_checkpoint(model: nn.Module, state: Mapping[str, Tensor], dead_keys: Sequence[str], where: str) -> None:
-    """Copy `state` into `model` in place; `where` names the file in errors.
+    """Put `state` into `model`; `where` names the file in errors.
+
+    A tensor of the model's own type becomes the model's as it is, without a copy.
 
     Keys that match one of the `dead_keys` (regular expressions of whole keys) are dropped, unless the model has them.
     All others must be the model's keys, no fewer, no more, with its shapes and kind of number, and finite.
@@ -206,7 +210,8 @@ def apply_checkpoint(model: nn.Module, state: Mapping[str, Tensor], dead_keys: S
     ]
     if found := [text for text in complaints if text]:
         raise CStepError(f"{where}: does not fit {type(model).__name__}: {'; '.join(found)}")
-    model.load_state_dict(given, strict=True)
+    fitting = {key: tensor.to(wanted[key].dtype).contiguous() for key, tensor in given.items()}
+    model.load_state_dict(fitting, strict=True, assign=True)
 
 
 def same_kind(wanted: Tensor, given: Tensor) -> bool:

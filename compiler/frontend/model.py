@@ -1,8 +1,9 @@
-"""The model that a command line names: an architecture of the zoo, or a factory in a Python file or module.
+"""The model that a command line names: an architecture of the zoo, a factory in Python, or an ONNX file.
 
 spikformer-2-64          a name of the zoo; its checkpoint says the sizes that the name leaves open
 model.py:build           the factory `build` of a file
 package.models:build     the factory `build` of a module that can be imported
+net.onnx                 an ONNX file, which has its own weights
 """
 
 from __future__ import annotations
@@ -34,20 +35,24 @@ class Model:
     name: str
     module: nn.Module
     input: Shape | None
-    """Channels, height, width of an image; None where only the data tell."""
+    """Channels, height, width of an image, timesteps before them of events; None where only the data tell."""
     mean: tuple[float, ...] | None
     """Per channel, of pixels scaled to 0..1; None where nothing is known."""
     std: tuple[float, ...] | None
     checkpoint: str
     """The checkpoint's name and digest; without one, where the weights come from."""
+    needs_calibration: str = ""
+    """Why its integers cannot be found from the weights alone; empty where they can, or where only the passes tell."""
 
 
 def open_model(spec: str, checkpoint: Path | None) -> Model:
     """The model called `spec`, with the weights of a checkpoint where one is given.
 
-    Raises CStepError for a name that is none of the three kinds, a factory that fails or gives no module, and a
+    Raises CStepError for a name that is none of the four kinds, a factory that fails or gives no module, and a
     checkpoint that does not fit.
     """
+    if spec.endswith(".onnx"):
+        return _onnx(spec, checkpoint)
     loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
     where = str(checkpoint)
     place, colon, factory = spec.rpartition(":")
@@ -67,7 +72,17 @@ def open_model(spec: str, checkpoint: Path | None) -> Model:
     module, entry = zoo.build(spec, state, metadata)
     if loaded is not None:
         apply_checkpoint(module, loaded.state, entry.dead_keys, where)
-    return Model(spec, module.eval(), entry.input, entry.mean, entry.std, origin)
+    return Model(spec, module.eval(), entry.shape, entry.mean, entry.std, origin, entry.needs_calibration)
+
+
+def _onnx(spec: str, checkpoint: Path | None) -> Model:
+    """The model of an ONNX file."""
+    from compiler.frontend.onnx_model import open_onnx
+
+    if checkpoint is not None:
+        raise CStepError(f"{checkpoint}: an ONNX file has its own weights; leave --checkpoint out")
+    module, shape = open_onnx(Path(spec))
+    return Model(spec, module, shape, None, None, f"{Path(spec).name} sha256:{_digest(Path(spec))}")
 
 
 def _digest(path: Path) -> str:

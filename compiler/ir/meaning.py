@@ -8,6 +8,7 @@ bounds in the types prove them below 2^24, in float64 below 2^53; both are exact
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -377,15 +378,13 @@ class Executor:
     def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
         self.network = network
         self.dtype = dtype
-        self._tensors: dict[str, Tensor] = {}
 
     def _weight(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            tensor = torch.from_numpy(self.network.weights[name])
-            real = tensor.dtype.is_floating_point
-            # A matrix product with a parameter (it requires a gradient) is summed in another order than one without.
-            self._tensors[name] = tensor.to(self.dtype if real else torch.int64).requires_grad_(real)
-        return self._tensors[name]
+        """Converted anew at every use: all of them at once would take eight bytes a weight."""
+        tensor = torch.from_numpy(self.network.weights[name])
+        real = tensor.dtype.is_floating_point
+        # A matrix product with a parameter (it requires a gradient) is summed in another order than one without.
+        return tensor.to(self.dtype if real else torch.int64).requires_grad_(real)
 
     @torch.no_grad()
     def run(self, x: NDArray[np.float32], forced: Mapping[str, NDArray[Any]] | None = None) -> Run:
@@ -394,12 +393,17 @@ class Executor:
         `forced` are spikes by neuron that go on in place of those computed (whose currents are still recorded).
         """
         values: dict[Any, Tensor] = {}
+        uses = Counter(operand for op in self.network.operations() for operand in op.operands)
         run = Run(np.zeros(0))
         for op in self.network.operations():
             if isinstance(op, spike.Input):
                 values[op.results[0]] = torch.from_numpy(np.ascontiguousarray(x)).to(self.dtype)
                 continue
             operands = [values[operand] for operand in op.operands]
+            for operand in op.operands:
+                uses[operand] -= 1
+                if not uses[operand]:
+                    del values[operand]
             if isinstance(op, spike.Output):
                 run.output = operands[0].numpy()
                 continue
@@ -410,14 +414,27 @@ class Executor:
             assert isinstance(op, spike.SpikeOperation)
             _check_bounds(op, result)
             if isinstance(op, NEURONS):
-                run.currents[op.label] = operands[0].numpy()
-                run.spikes[op.label] = result.numpy()
+                run.currents[op.label] = _compact(operands[0])
+                run.spikes[op.label] = _compact(result, is_spikes=_gives_ones(op))
                 if forced is not None:
                     result = torch.from_numpy(forced[op.label]).to(result.dtype)
             elif isinstance(op, STREAMS):
-                run.streams[op.label] = result.numpy()
+                run.streams[op.label] = _compact(result)
             values[op.results[0]] = result
         return run
+
+
+def _gives_ones(op: HouseOperation) -> bool:
+    return isinstance(op, spike.IntegerLif) or (isinstance(op, spike.Lif) and op.get("emits") == 1.0)
+
+
+def _compact(values: Tensor, is_spikes: bool = False) -> NDArray[Any]:
+    """The same numbers in fewer bytes, for what is kept of a run."""
+    if is_spikes:
+        return values.to(torch.uint8).numpy()
+    if _is_integer(values) and values.numel() and int(values.abs().max()) < 1 << 31:
+        return values.to(torch.int32).numpy()
+    return values.numpy()
 
 
 def _check_bounds(op: spike.SpikeOperation, result: Tensor) -> None:

@@ -48,12 +48,15 @@ def default_machine() -> Machine:
 
 @dataclass
 class Network:
-    """A module, its weights, and the machine it is for. `saved` are names that a dump on disk already holds."""
+    """A module, its weights, and the machine it is for."""
 
     module: ModuleOp
     weights: dict[str, Array] = field(default_factory=dict[str, Array])
     saved: set[str] = field(default_factory=set[str])
+    """Names that a dump on disk already holds."""
     target: Machine = field(default_factory=default_machine)
+    retired: set[str] = field(default_factory=set[str])
+    """Names whose weights went when nothing used them any more: a name is not given twice."""
 
     def operations(self) -> Iterator[HouseOperation]:
         """The ops in program order."""
@@ -63,7 +66,7 @@ class Network:
     def add_weight(self, name: str, value: Array) -> str:
         """Put a weight into the store under `name`, or under the first free `name.2`, `name.3`, ..."""
         free, number = name, 2
-        while free in self.weights:
+        while free in self.weights or free in self.retired:
             free, number = f"{name}.{number}", number + 1
         self.weights[free] = np.ascontiguousarray(value)
         return free
@@ -111,8 +114,17 @@ class Network:
         return self.with_module(self.module.clone())
 
     def with_module(self, module: ModuleOp) -> Network:
-        """Another module with the same weights, in a store of its own."""
-        return replace(self, module=module, weights=dict(self.weights), saved=set(self.saved))
+        """Another module, and in a store of its own the weights that this module names; the others are let go."""
+        named = self.named()
+        kept = {name: value for name, value in self.weights.items() if name in named}
+        return replace(
+            self, module=module, weights=kept, saved=set(self.saved), retired=self.retired | (set(self.weights) - named)
+        )
+
+    def named(self) -> set[str]:
+        """The weights that the module names."""
+        symbols = (op.symbol(key) for op in self.operations() for key in op.symbol_keys())
+        return {name for name in symbols if name is not None}
 
     def dump(self, directory: Path, stem: str) -> Path:
         """Write `stem.spike`, and `stem.safetensors` for weights that no earlier dump holds."""

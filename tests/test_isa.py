@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isa.errors import CStepError
+from isa.footprint import overwritten
 from isa.hazards import NEVER, dependences, synchronise, with_tokens
-from isa.instructions import Accumulate, Add, End, Fire, Layer, Load, Pool
+from isa.instructions import Accumulate, Add, Dilate, End, Fire, Layer, Load, Pool, Rescale
 from isa.manual import manual
 from isa.ordering import check_order
 from isa.text import assemble, assemble_program, disassemble, disassemble_program
@@ -114,6 +115,11 @@ POOL = Pool(
 )
 ADD = Add(left=0, right=0, result=0, left_planes=1, right_planes=2, planes=2, pixels=1, words=1, plane_stride=2)
 
+RESCALE = Rescale(
+    accumulators=4, constants=0, addend=0, result=64, steps=1, pixels=1, outputs=8, divisor=0, adds=0, narrow=0, small=0
+)
+DILATE = Dilate(spikes=0, result=32, steps=1, tokens=4, heads=1, width=8, reach=1, pixel_stride=2, step_stride=8)
+
 
 @pytest.mark.parametrize(
     ("instruction", "message"),
@@ -129,6 +135,19 @@ ADD = Add(left=0, right=0, result=0, left_planes=1, right_planes=2, planes=2, pi
         (replace(POOL, result=1), "pool: spike addresses and strides must be multiples of 2 bytes"),
         (replace(fire(0, 0, 0), start=2), "fire: start=2 does not fit 1 bits (0..1)"),
         (replace(fire(0, 0, 0, 64), residual_planes=3), "fire: planes=2 must be at least residual_planes=3"),
+        (
+            replace(fire(0, 0, 0), levels=4, planes=2),
+            "fire: levels=4 need 3 planes and no residual; planes=2,",
+        ),
+        (
+            replace(fire(0, 0, 0, 64), levels=1),
+            "fire: levels=1 need 1 planes and no residual; planes=2,",
+        ),
+        (replace(fire(0, 0, 0), accumulators=2), "fire: accumulators=2 must be a multiple of 4"),
+        (replace(RESCALE, accumulators=6), "rescale: accumulators=6 must be a multiple of 4"),
+        (replace(RESCALE, accumulators=7, narrow=1), "rescale: accumulators=7 must be a multiple of 2"),
+        (replace(DILATE, reach=0), "dilate: reach=0 does not fit 3 bits (1..7)"),
+        (replace(DILATE, result=33), "dilate: spike addresses and strides must be multiples of 2 bytes"),
         (replace(ADD, planes=1), "add: planes=1 must be at least 2, those of its operands"),
         (load(Region.DRAM, Traffic.WEIGHT, 0, 0, 1), "load: region=0 (dram); a copy goes between DRAM and a buffer"),
         (load(Region.SPIKE, Traffic.SPIKE, 0, 0, 3), "load: spikes move in whole words"),
@@ -167,6 +186,7 @@ def small_instructions() -> st.SearchStrategy[Instruction]:
         st.builds(_small_accumulate, at, at, at, st.integers(0, 1)),
         st.builds(_small_fire, at, at),
         st.builds(_small_add, at, at),
+        st.builds(_small_rescale, at, at),
     )
 
 
@@ -186,6 +206,10 @@ def _small_fire(result: int, membranes: int) -> Instruction:
 
 def _small_add(left: int, result: int) -> Instruction:
     return replace(ADD, left=left, result=result)
+
+
+def _small_rescale(accumulators: int, result: int) -> Instruction:
+    return replace(RESCALE, accumulators=accumulators, addend=result, result=result, adds=accumulators % 8 // 4)
 
 
 def brute_force(code: list[Instruction]) -> list[tuple[int, ...]]:
@@ -272,3 +296,18 @@ def test_fire_reads_membranes_unless_it_starts() -> None:
     assert [a.field for a in fire(0, 0, 0).accesses() if a.reads] == ["accumulators", "constants"]
     later: Fire = replace(fire(0, 0, 0), start=0)
     assert [a.field for a in later.accesses() if a.reads] == ["accumulators", "constants", "membranes"]
+    without: Fire = replace(later, charge=0)
+    assert [a.field for a in without.accesses()] == ["accumulators", "constants", "result"]
+
+
+def test_an_operand_is_overwritten_in_place_or_not_at_all() -> None:
+    assert overwritten(RESCALE) is None and overwritten(replace(RESCALE, result=4)) is None
+    assert overwritten(replace(RESCALE, result=34)) == (
+        "writes result 34..49 over accumulators 4..35; it must lie apart, or start at 4"
+    )
+    beside = replace(RESCALE, addend=60)
+    assert overwritten(beside) is None and overwritten(replace(beside, result=60, adds=1)) is None
+    assert overwritten(replace(beside, adds=1)) == (
+        "writes result 64..79 over addend 60..75; it must lie apart, or start at 60"
+    )
+    assert overwritten(replace(DILATE, result=0)) == "writes result 0..7 over spikes 0..7; it must lie apart"

@@ -19,7 +19,7 @@ from isa.errors import CStepError
 from isa.instructions import Accumulate, Copy, End, Layer, Load, words_of
 from isa.machine import Machine, load_machine
 from isa.program import Program
-from isa.word import Instruction, Unit
+from isa.word import Charge, Instruction, Unit
 from runtime.counters import COUNTERS, INDEX, Counters, count, static_counts
 from runtime.decoded import PORTS, decoded
 from runtime.energy import energy, energy_table, energy_tables
@@ -153,6 +153,20 @@ def test_families_agree_on_a_whole_program() -> None:
         assert fast.spikes[layer].any() and fast.currents[layer].any()
         assert np.array_equal(fast.currents[layer], reference.currents[layer])
         assert np.array_equal(fast.spikes[layer], reference.spikes[layer])
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_levels_are_observed_beside_their_currents(narrow: int) -> None:
+    """The second layer's neurons become levels of 0..3, from int32 or int16 currents."""
+    program = small_program()
+    levels = {"levels": 3, "planes": 2, "residual_planes": 0, "charge": Charge.NONE, "narrow": narrow, "shift": 2}
+    code = (*program.code[:10], replace(program.code[10], **levels), *program.code[11:])
+    for kernels in ("fast", "reference"):
+        seen = run(replace(program, code=code), random_inputs(program, 3), kernels=kernels, observe=True)
+        assert seen.currents and seen.spikes
+        thresholds = program.memory[-12 - 32 : -12].view("<i4")
+        level = np.clip(np.floor(seen.currents[1] / thresholds + 0.5), 0, 3)
+        assert np.array_equal(seen.spikes[1], level) and len(np.unique(level)) == 4
 
 
 def test_an_input_leaves_nothing_behind() -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from isa.errors import CStepError
 from isa.footprint import Written, overlaps_itself, simplified
 from isa.hazards import with_tokens
-from isa.instructions import End, Layer, Store
+from isa.instructions import End, Layer, Store, Sum
 from isa.program import Program
 from isa.verify import verify
-from isa.word import Instruction, Region, Strided, Traffic
+from isa.word import Charge, Instruction, Region, Strided, Traffic
 from tests.programs import copy, load, small_program, source_map
 
 PROGRAM = small_program()
@@ -78,6 +78,14 @@ def test_the_small_program_passes() -> None:
             "code word 1: load: the runs it writes to target WEIGHT[0..23] overlap; each stride must be at least",
         ),
         (
+            with_word(5, membranes=512),
+            "code word 5: fire: writes membranes 512..767 over accumulators 0..1023; it must lie apart",
+        ),
+        (
+            with_word(10, result=1056),
+            "code word 10: fire: writes result 1056..1183 over residual 1024..1087; it must lie apart, or start",
+        ),
+        (
             with_word(1, bytes=180),
             "code word 9: accumulate: reads weights WEIGHT[144..207], but no word before it wrote 180..207",
         ),
@@ -113,6 +121,27 @@ def test_the_small_program_passes() -> None:
 )
 def test_words_are_checked(program: Program, message: str) -> None:
     refused(program, message)
+
+
+def test_a_result_may_start_where_its_operand_does() -> None:
+    """The second neurons' spikes take the place of the residual that they add."""
+    sums = [replace(word, spikes=word.spikes - 1024) if isinstance(word, Sum) else word for word in CODE]
+    verify(with_code([*sums[:10], replace(CODE[10], result=1024), *sums[11:]]))
+
+
+def test_neurons_without_a_membrane_read_none() -> None:
+    """The same neurons that go on from a membrane that nothing wrote are refused, unless they have none."""
+    refused(with_word(5, start=0, membranes=70000), "code word 5: fire: reads membranes OUTPUT[70000..70255], but no")
+    verify(with_word(5, start=0, membranes=70000, charge=Charge.NONE))
+
+
+def test_streams_are_no_spikes() -> None:
+    """Bytes loaded as a stream may be multiplied, not accumulated."""
+    verify(with_word(3, traffic=Traffic.STREAM))
+    refused(
+        with_word(8, traffic=Traffic.STREAM),
+        "code word 9: accumulate: reads spikes SPIKE[1024..1087], but 1024..1087 has no word mask: it was not written",
+    )
 
 
 def test_the_word_mask_buffer_limits_spikes() -> None:

@@ -24,25 +24,41 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d
 Signature = tuple[int, float, float]
 
 
+SAMPLE = 1 << 16
+"""So many of a layer's neurons, evenly spread, stand for all of them where a bias is sought."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How the layers that feed an attention fire: the currents behind it can only be moved there."""
 
     rate: float = 1.0  # times the wanted one
+    common: float = 1.0  # of the channels, those where neighbours among q, k, v both fire; elsewhere one of them does
     share: float = 1.0  # of the channels, the first ones; the others are silent
     alike: float = 0.0  # of the variance of a row of weights: what all rows have in common, so that channels agree
 
+    def silent(self, channels: int, feeder: int) -> Tensor:
+        """Which channels of the first, second, ... layer before the attention are."""
+        spread = torch.arange(channels) * 0.6180339887 % 1.0
+        if feeder % 2:
+            spread = 1.0 - spread
+        return (spread > (1 + self.common) / 2) | (torch.arange(channels) >= max(1, round(self.share * channels)))
 
-AGREEING = (Tuning(1.0, 1.0, 0.9), Tuning(0.85, 1.0, 0.99), Tuning(1.2, 1.0, 0.99), Tuning(1.0, 0.5, 0.99))
+
+AGREEING = tuple(Tuning(rate, share=share, alike=0.99) for rate, share in ((0.85, 1), (1.0, 1), (1.2, 1), (1.0, 0.5)))
 FEWER = (
-    *(Tuning(0.85), Tuning(0.75), Tuning(0.9, 0.5), Tuning(0.9, 0.35), Tuning(0.9, 0.25), Tuning(0.9, 0.2)),
-    *(Tuning(0.9, 0.15), *AGREEING),
+    *(Tuning(rate) for rate in (0.85, 0.75)),
+    AGREEING[0],
+    *(Tuning(0.9, common=common) for common in (0.4, 0.28, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03)),
+    *(Tuning(0.9, share=share) for share in (0.5, 0.35, 0.25, 0.2, 0.15)),
+    *AGREEING[1:],
 )
 MORE = (
-    *(Tuning(1.3), Tuning(1.6), Tuning(1.3, 0.5), Tuning(1.5, 0.4), Tuning(1.5, 0.3), Tuning(1.5, 0.25)),
-    *(Tuning(1.3, 0.2), *AGREEING),
+    *(Tuning(rate) for rate in (1.3, 1.6)),
+    *(Tuning(1.4, share=share) for share in (0.5, 0.4, 0.3, 0.25, 0.2)),
+    *AGREEING,
 )
-"""What is tried in turn behind an attention that fires too much, and too little."""
+"""What is tried in turn before an attention that fires too much, and too little."""
 
 
 def randomise(model: nn.Module, example: Tensor, seed: int, rate: float = 0.15) -> dict[str, float]:
@@ -61,10 +77,14 @@ def randomise(model: nn.Module, example: Tensor, seed: int, rate: float = 0.15) 
         for _ in range(2 + len(FEWER)):
             with calibration.watching(adjust=True):
                 model(example)
-            with calibration.watching(adjust=False):
-                model(example)
-            if not calibration.retune():
+            if calibration.retune():
+                calibration.settled = False
+            elif calibration.settled:
                 break
+            else:
+                calibration.settled = True
+        with calibration.watching(adjust=False):
+            model(example)
     return dict(calibration.rates)
 
 
@@ -90,7 +110,7 @@ def is_neuron(module: nn.Module) -> bool:
 
 
 def fired(spikes: Tensor) -> float:
-    return float((spikes != 0).double().mean())
+    return int(spikes.count_nonzero()) / spikes.numel()
 
 
 def signature(values: Tensor) -> Signature:
@@ -100,6 +120,8 @@ def signature(values: Tensor) -> Signature:
 
 def bias_for(neuron: Callable[[Tensor], Tensor], current: Tensor, rate: float) -> float:
     """By how much the currents must be moved for a share `rate` of spikes; bisection."""
+    current = current.flatten(1)
+    current = current[:, :: max(1, current.shape[1] // SAMPLE) | 1]
     middle = -float(current.mean())
     low, high = middle - 16.0, middle + 16.0
     for _ in range(14):
@@ -125,6 +147,7 @@ class Calibration:
     wanted: dict[nn.Module, float] = field(default_factory=dict)  # rates that are not `rate`
     before: dict[Norm, Weighted] = field(default_factory=dict)  # the layer that a norm follows
     drawn: dict[nn.Module, Tensor] = field(default_factory=dict)  # weights and biases that a tuning replaced
+    settled: bool = False  # statistics stay as they are: a layer may have read them before its norm ran
 
     def __post_init__(self) -> None:
         self.names = {module: name for name, module in self.model.named_modules()}
@@ -162,14 +185,18 @@ class Calibration:
     def remember_weighted(self, module: nn.Module, _inputs: object, _output: object) -> None:
         self.last = cast("Weighted", module)
 
-    def remember_norm(self, module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def remember_norm(self, module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        """Contiguous outputs make contiguous shortcuts: a neuron's reshaped input is then the shortcut's own memory."""
         norm = cast("Norm", module)
         if self.last is not None:
             self.before[norm] = self.last
         self.norms.append((norm, signature(output)))
+        return output.contiguous()
 
     def estimate(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         """The statistics of what a norm is given become its own."""
+        if self.settled:
+            return
         norm, x = cast("Norm", module), inputs[0]
         variance, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
         assert norm.running_mean is not None and norm.running_var is not None
@@ -203,7 +230,7 @@ class Calibration:
 
     def retune(self) -> bool:
         """Give what feeds every attention that is out of the range its next tuning; False where all is done."""
-        inside = {name: LOW <= rate <= HIGH for name, rate in self.rates.items()}
+        inside = {name: LOW <= rate < HIGH for name, rate in self.rates.items()}
         again = not all(inside[name] for name in inside if name not in self.feeders)
         for name, feeders in self.feeders.items():
             left = self.to_try.get(name, (Tuning(), *(FEWER if self.rates[name] > HIGH else MORE)))[1:]
@@ -211,16 +238,16 @@ class Calibration:
                 continue
             again = True
             self.to_try[name] = left
-            for neuron, norm in feeders:
+            for at, (neuron, norm) in enumerate(feeders):
                 self.wanted[neuron] = self.rate * left[0].rate
-                self.tune(norm, left[0])
+                self.tune(norm, left[0], at)
         return again
 
-    def tune(self, norm: Norm, tuning: Tuning) -> None:
+    def tune(self, norm: Norm, tuning: Tuning, feeder: int) -> None:
         """Silence channels, and mix the rows of the weights before the norm; the next forward does the rest."""
         weighted = self.before[norm]
         biases = self.drawn.setdefault(norm, norm.bias.clone())
         weights = self.drawn.setdefault(weighted, weighted.weight.clone())
         norm.bias.copy_(biases)
-        norm.bias[max(1, round(tuning.share * norm.num_features)) :] = SILENT
+        norm.bias[tuning.silent(norm.num_features, feeder)] = SILENT
         weighted.weight.copy_((1 - tuning.alike) ** 0.5 * weights + tuning.alike**0.5 * weights[:1])

@@ -38,7 +38,7 @@ class Part:
     """The channels of a stage that are computed on their own: all of them, or a group's."""
 
     name: str
-    """The prefix of its buffers and constants."""
+    """The prefix of its constants and of what survives in DRAM from one call to the next."""
     end: Neurons | Rescaling
     channel_tile: int
     """Channels of a tile: the order in which constants lie in DRAM."""
@@ -55,7 +55,7 @@ class EndTile(ABC):
         assert stage.result is not None
         self.lowering, self.emit, self.part = lowering, lowering.emit, part
         self.call, self.tile, self.narrow = call, tile, narrow
-        self.result = stage.result
+        self.label, self.result = stage.label, stage.result
         self.addend = stage.addend
         self.channels = (part.first + tile.channels[0], tile.channels[1])
         """The tile's channels in what the stage makes."""
@@ -85,7 +85,7 @@ class EndTile(ABC):
             f"{part.name}.constants", lambda: constant_tiles(*part.end.constants, tile=part.channel_tile)
         )
         first, count = self.tile.channels
-        target = emit.buffer(Region.CONSTANT, count * CONSTANT_BYTES, f"{part.name}.constants_tile")
+        target = emit.buffer(Region.CONSTANT, count * CONSTANT_BYTES, f"{self.label}.constants_tile")
         step.loads.append(
             lambda: emit.copy(
                 Load,

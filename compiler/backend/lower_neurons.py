@@ -32,7 +32,7 @@ class NeuronTile(EndTile):
 
     def prepare(self, step: Step, constants: SSAValue | None) -> SSAValue:
         """Load constants (unless given), membranes and the residual with `step`."""
-        emit, tile, name = self.emit, self.tile, self.part.name
+        emit, tile, name = self.emit, self.tile, self.label
         self.spikes = emit.buffer(Region.SPIKE, self.info.planes * self.plane_bytes, f"{name}.result")
         self.membranes: SSAValue | None = None
         if self.neurons.has_membrane:

@@ -37,7 +37,7 @@ class StreamTile(EndTile):
         if self.addend is None:
             return
         size = window[1] * self.tile.pixels[1] * self.tile.channels[1] * STREAM_BYTES
-        self._added[window] = self.emit.buffer(Region.OUTPUT, size, f"{self.part.name}.addend")
+        self._added[window] = self.emit.buffer(Region.OUTPUT, size, f"{self.label}.addend")
         self._move(Load, self.addend, self._added[window], window)
 
     def _move(self, kind: type[Load] | type[Store], value: SSAValue, buffer: SSAValue | Place, window: Span) -> None:

@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 
 
 def lower_weighted(lowering: Lowering, stage: WeightedStage, call: Call, share: bool) -> None:
-    """Emit a weighted stage for one call, group by group."""
-    steps: list[Step] = []
+    """Emit a weighted stage for one call, group by group: what fits one group then fits all."""
     for group in range(stage.groups):
-        steps += _Weighted(lowering, stage, call, share, group).steps()
-    lowering.emit.pipeline(steps)
+        lowering.emit.pipeline(_Weighted(lowering, stage, call, share, group).steps())
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class _Weighted:
         self, end: EndTile, tile: Tile, pixels: Span, inputs: list[Span], windows: tuple[Span, ...]
     ) -> list[Step]:
         """Accumulate some windows over all inputs, and end them."""
-        group = f"{self.part.name}.accumulators"
+        group = f"{self.stage.label}.accumulators"
         accumulated = tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
         first, count = windows[0][0], sum(steps for _, steps in windows)
         shared = self.emit.buffer(Region.OUTPUT, count * accumulated, group) if len(inputs) > 1 else None
@@ -142,7 +140,7 @@ class _Weighted:
                     place = (self.emit.buffer(Region.OUTPUT, window[1] * accumulated, group), 0)
                 else:
                     place = (shared, (window[0] - first) * accumulated)
-                if index == len(inputs) - 1:
+                if shared is None:
                     step.works.append(lambda w=window: end.begin(w))
                 step.works.append(
                     lambda w=window, p=place, i=index, s=span, n=weights, h=held: self._accumulate(
@@ -155,7 +153,10 @@ class _Weighted:
         if shared is not None:
             for window in windows:
                 offset = (window[0] - first) * accumulated
-                steps[-1].works.append(lambda w=window, o=offset: end.finish(w, (shared, o)))
+                steps[-1].works += [
+                    lambda w=window: end.begin(w),
+                    lambda w=window, o=offset: end.finish(w, (shared, o)),
+                ]
         return steps
 
     def _input_rows(self, pixels: Span) -> tuple[Span, int]:
@@ -224,7 +225,7 @@ class _Weighted:
         first, count = (0, 1) if self.is_depthwise else inputs
         size = self.stage.geometry.taps * count * outputs[1]
         start = self.stage.geometry.taps * (outputs[0] * weight.shape[2] + first * outputs[1])
-        target = self.emit.buffer(Region.WEIGHT, size, f"{name}.weights")
+        target = self.emit.buffer(Region.WEIGHT, size, f"{self.stage.label}.weights")
         step.loads.append(
             lambda: self.emit.copy(Load, (source, start), (target, 0), Region.WEIGHT, Traffic.WEIGHT, size)
         )
@@ -246,7 +247,7 @@ class _Weighted:
             self._inputs.clear()
         first, count = (0, 1) if self.is_still else (first, count)
         size = max(self.planes, 1) * count * run[1] * self._pixel_bytes(inputs)
-        held = _Held(self.emit.buffer(Region.SPIKE, size, f"{self.part.name}.inputs"), first, count)
+        held = _Held(self.emit.buffer(Region.SPIKE, size, f"{self.stage.label}.inputs"), first, count)
         channels = (self.first_input + inputs[0], inputs[1])
         step.loads.append(lambda: self._copy_inputs(held, run, channels))
         self._inputs[key] = held

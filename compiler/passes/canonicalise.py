@@ -13,9 +13,9 @@ from compiler.ir.layout import LAYOUT_OPS, Layout, chain_to
 from compiler.ir.meaning import NEURONS
 from compiler.ir.network import Network
 from compiler.ir.types import Train, shaped
+from compiler.passes.forms import one_form
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.rewriting import emitter, remake, replace_op, reshaped
-from compiler.passes.weighted_forms import one_form
 
 ELEMENTWISE = (
     *NEURONS,
@@ -133,12 +133,12 @@ def _reduce_first(op: spike.SpikeOperation) -> bool:
     if not isinstance(op, spike.Mean | spike.Sum):
         return False
     source, layout = chain_to(op.operands[0])
-    if source is op.operands[0] or layout.keeps_order:
-        return False
     reduction = layout.reduced(op.get("axis"))
-    if reduction is None:
+    if source is op.operands[0] or reduction is None:
         return False
     sizes, axis, rest = reduction
+    if layout.keeps_order and tuple(sizes) == op.operand_type().sizes:
+        return False
     emit = emitter(op)
     rows = reshaped(source, shaped(source.type).with_sizes(sizes), emit, op)
     reduced = remake(op, [rows], op.result_type.with_sizes(rest.sizes))

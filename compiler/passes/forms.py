@@ -1,4 +1,4 @@
-"""One form for layers that have several: a part of canonicalise."""
+"""One form for what has several: a part of canonicalise."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import numpy as np
 from xdsl.ir import SSAValue
 
 from compiler.ir import spike
-from compiler.ir.layout import chain_to
+from compiler.ir.layout import Layout, chain_to
 from compiler.ir.network import Network
 from compiler.ir.types import Shaped, shaped
 from compiler.passes.currents import reaches_output
-from compiler.passes.rewriting import emitter, replace_op, reshaped
+from compiler.passes.rewriting import emitter, replace_op, reshaped, rows_of
 
 
 def one_form(network: Network, op: spike.SpikeOperation) -> bool:
-    """Whether `op` was a layer of another form than those below, and was replaced by one of them.
+    """Whether `op` was of another form than those below, and was replaced by one of them.
 
     A convolution of one pixel is a linear layer. A linear layer over a whole image is a convolution by a window of the
     image's size, or, in the head, where the image is not square, and of tokens, a linear layer over them row by row.
+    A max-pool over tokens and the channels of heads is a dilation.
     """
     if isinstance(op, spike.Conv):
         return _pixel_by_pixel(network, op)
+    if isinstance(op, spike.MaxPool):
+        return _dilated(op)
     return isinstance(op, spike.Linear) and _over_an_image(network, op)
 
 
@@ -57,6 +60,24 @@ def _over_an_image(network: Network, op: spike.Linear) -> bool:
     else:
         flat = reshaped(source, op.operand_type(), emitter(op), op)
         _replace(op, spike.Linear, flat, result, network.add_weight(f"{name}.rows", rows))
+    return True
+
+
+def _dilated(op: spike.MaxPool) -> bool:
+    """max-pool of view(x: NxC) as N x width x heads -> view of dilate(x)."""
+    source, layout = chain_to(op.operands[0])
+    rows, (tokens, width, heads) = rows_of(source), op.operand_type().sizes
+    if [op.get(key) for key in ("kernel", "stride", "padding")] != [3, 1, 1] or rows != (tokens, width * heads):
+        return False
+    view = Layout((tokens, width * heads))
+    view.reshape((tokens, heads, width))
+    view.transpose((0, 2, 1))
+    if source is op.operands[0] or not layout.same_order(view):
+        return False
+    emit = emitter(op)
+    x = reshaped(source, op.operand_type().with_sizes(view.sizes), emit, op)
+    made = emit(spike.Dilate.make(x, result=shaped(x.type), source=op.source, hint=op.label, heads=heads))
+    replace_op(op, view.emit(made, emit, op.source, op.label))
     return True
 
 

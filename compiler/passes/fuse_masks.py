@@ -14,7 +14,7 @@ from compiler.ir.layout import Layout, chain_to
 from compiler.ir.network import Network
 from compiler.ir.types import Shaped, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
-from compiler.passes.rewriting import emitter, replace_op, reshaped
+from compiler.passes.rewriting import emitter, replace_op, reshaped, rows_of
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class FuseMasks(NetworkPass):
         %n = spike.head_sum %q heads=8            : !spike.train<T=4, 64x8xf32>
         %m = spike.lif %n ...                     : !spike.train<T=4, 64x8xi1>
         %o = spike.mask %k, %m                    : !spike.train<T=4, 64x64xf32>
-    and the view of %o that the product gave; a product with a view of one row of channels is a mask of channels. A
-    max-pool of a view as tokens x channels x heads, 3x3 around every pixel, becomes `spike.dilate`.
+    and the view of %o that the product gave; a product with a view of one row of channels is a mask of channels.
     """
 
     name = "fuse-masks"
@@ -41,23 +40,15 @@ class FuseMasks(NetworkPass):
         for op in list(network.operations()):
             if isinstance(op, spike.Sum):
                 _sum_heads(op)
-            elif isinstance(op, spike.MaxPool):
-                _dilate(op)
             elif isinstance(op, spike.Multiply):
                 _mask(op)
         return network
 
 
-def _rows(value: SSAValue) -> tuple[int, int] | None:
-    """Tokens and channels of a value with its channels last; None for one row of channels."""
-    sizes = shaped(value.type).sizes
-    return (int(np.prod(sizes[:-1])), sizes[-1]) if len(sizes) > 1 else None
-
-
 def _sum_heads(op: spike.Sum) -> None:
     """sum of view(x: NxC) as (N * heads) x width -> head_sum."""
     source, layout = chain_to(op.operands[0])
-    rows, sizes = _rows(source), op.operand_type().sizes
+    rows, sizes = rows_of(source), op.operand_type().sizes
     if rows is None or source is op.operands[0] or not layout.keeps_order or op.get("axis") != len(sizes) - 1:
         return
     (tokens, channels), width = rows, sizes[-1]
@@ -71,23 +62,6 @@ def _sum_heads(op: spike.Sum) -> None:
     replace_op(op, reshaped(made, op.result_type, emit, op))
 
 
-def _dilate(op: spike.MaxPool) -> None:
-    """max-pool of view(x: NxC) as N x width x heads -> view of dilate(x)."""
-    source, layout = chain_to(op.operands[0])
-    rows, (tokens, width, heads) = _rows(source), op.operand_type().sizes
-    if [op.get(key) for key in ("kernel", "stride", "padding")] != [3, 1, 1] or rows != (tokens, width * heads):
-        return
-    view = Layout((tokens, width * heads))
-    view.reshape((tokens, heads, width))
-    view.transpose((0, 2, 1))
-    if source is op.operands[0] or not layout.same_order(view):
-        return
-    emit = emitter(op)
-    x = reshaped(source, op.operand_type().with_sizes(view.sizes), emit, op)
-    made = emit(spike.Dilate.make(x, result=shaped(x.type), source=op.source, hint=op.label, heads=heads))
-    replace_op(op, view.emit(made, emit, op.source, op.label))
-
-
 def _mask(op: spike.Multiply) -> None:
     """multiply(view(spikes: NxC), view(mask: C or Nxheads)) -> view of mask(spikes, mask)."""
     for spikes, mask in (op.operands, reversed(op.operands)):
@@ -97,7 +71,7 @@ def _mask(op: spike.Multiply) -> None:
 
 def _fused(op: spike.Multiply, spikes: SSAValue, mask: SSAValue) -> bool:
     (source, view), (gate, gate_view) = chain_to(spikes), chain_to(mask)
-    rows = _rows(source)
+    rows = rows_of(source)
     if rows is None or not _is_spike(gate):
         return False
     read = _read_by(view, gate_view, op.result_type).reshape(rows)

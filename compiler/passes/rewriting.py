@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,12 @@ def reshaped(value: SSAValue, like: Shaped, emit: Emit, op: HouseOperation) -> S
         return value
     result = kind.with_sizes(like.sizes)
     return emit(spike.Reshape.make(value, result=result, source=op.source, hint=f"{op.label}.rows"))
+
+
+def rows_of(value: SSAValue) -> tuple[int, int] | None:
+    """Tokens and channels of a value with its channels last; None for one row of channels."""
+    sizes = shaped(value.type).sizes
+    return (prod(sizes[:-1]), sizes[-1]) if len(sizes) > 1 else None
 
 
 def refuse(op: HouseOperation, message: str) -> CStepError:

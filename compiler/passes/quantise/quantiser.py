@@ -118,7 +118,7 @@ class Quantiser:
             )
 
 
-FOLDED = (".folded", ".matrix", ".window", ".rows", ".chain")
+FOLDED = (".folded", ".row", ".matrix", ".window", ".rows", ".chain")
 
 
 def base_name(name: str) -> str:

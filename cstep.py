@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from isa.program import Program
     from runtime.counters import Counters
 
-__all__ = ["CStepError", "Result", "compile", "load", "main", "run"]
+__all__ = ["CStepError", "Result", "compile", "export_onnx", "load", "main", "run"]
 __version__ = "0.1.0"
 
 Kernels = Literal["fast", "reference"]
 Schedule = Literal["layers", "windows"]
 CHECK_IMAGES = 4
-"""How many calibration images every pass is compared on, unless told otherwise."""
+"""On how many inputs every pass is compared, unless told otherwise."""
+CHECK_NUMBERS = 1 << 16
+"""On fewer, where that many inputs hold more numbers than this: one 224x224 image is enough to wait for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     model: nn.Module,
     example: Any,
     *,
-    calibration: Any,
+    calibration: Any = None,
     machine: str | Machine = "c-step",
     passes: str | None = None,
     dump_to: str | Path | None = None,
@@ -70,24 +73,105 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     Both are float32, as the model takes them. `machine` is a preset's name, a TOML file or a Machine. `dump_to` gets
     the IR after every pass. `mean` and `std` say how pixels of 0..1 became the model's inputs, for `cstep run`.
 
+    Without `calibration` the range of an image is what `mean` and `std` make of pixels of 0..1, event counts need
+    none, and passes are compared on random inputs. A model whose residuals are membranes needs calibration.
+
     Raises CStepError for what the machine cannot do, and for a pass that changed a number.
     """
     from isa.machine import load_machine
 
     target = load_machine(machine) if isinstance(machine, str) else machine
-    images = _float_images(calibration, "calibration")
+    traced = _float_images(example, "example")
+    made = MadeInputs.of(traced.shape[1:], mean, std) if calibration is None else None
+    images = made.inputs if made else _float_images(calibration, "calibration")
     return compile_checked(
         model,
-        _float_images(example, "example"),
-        images,
+        traced,
+        images[:0] if made else images,
         target,
-        check=images[:CHECK_IMAGES] if check else None,
+        check=images[: check_images(traced.shape[1:])] if check else None,
         passes=passes,
         schedule=schedule,
         dump_to=Path(dump_to) if dump_to is not None else None,
-        origin=(type(model).__name__, "in memory", f"{len(images)} images in memory"),
+        origin=(type(model).__name__, "in memory", made.about if made else f"{len(images)} images in memory"),
         normalisation=(tuple(mean), tuple(std)),
+        image_scale=made.image_scale if made else None,
     ).program
+
+
+@dataclass(frozen=True)
+class MadeInputs:
+    """What stands in for calibration data: the range that pixels cannot leave, and random inputs to compare on."""
+
+    image_scale: float
+    """Real value of the image's integer 1; 1 for event counts."""
+    inputs: NDArray[np.float32]
+    """[CHECK_IMAGES, C, H, W] or [CHECK_IMAGES, T, C, H, W]."""
+    about: str
+    """As the provenance says it."""
+
+    @staticmethod
+    def of(shape: Sequence[int], mean: Sequence[float], std: Sequence[float], count: int = CHECK_IMAGES) -> MadeInputs:
+        """For inputs of `shape`. Raises CStepError where mean and std do not tell the range of an image."""
+        from compiler.calibrate.without_data import drawn_inputs, pixel_scale
+
+        if len(shape) == 4:
+            return MadeInputs(1.0, drawn_inputs(count, shape, (), ()), "none; event counts have no range to find")
+        if not mean or not std:
+            raise CStepError("calibration: none given; give 8 inputs or more, or the mean and std of 8-bit pixels")
+        scale = pixel_scale(mean, std)
+        if len(mean) != shape[0]:
+            raise CStepError(f"mean {list(mean)}: {len(mean)} channels; the model takes {shape[0]}")
+        return MadeInputs(scale, drawn_inputs(count, shape, mean, std), "none; the range is that of normalised pixels")
+
+
+def check_images(shape: Sequence[int]) -> int:
+    """On how many inputs of `shape` [C, H, W] or [T, C, H, W] passes are compared, unless told otherwise."""
+    return max(1, min(CHECK_IMAGES, CHECK_NUMBERS // max(1, prod(shape))))
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    *,
+    calibration: Any = None,
+    unrolled: bool = False,
+    currents: bool = False,
+) -> None:
+    """Write a model as ONNX (docs/onnx.md): with `calibration`, the integer model that `compile` makes of it.
+
+    Without `calibration`, the model in real numbers, its neurons as operators of domain c-step, or `unrolled` over
+    time into plain ones. `example` and `calibration` are as for `compile`; `currents` makes every neuron's current an
+    output of the integer model, too. Raises CStepError, leaving no file, for what cannot be exported or written.
+    """
+    import torch
+
+    from compiler.frontend.importer import import_model
+    from compiler.ir.onnx_real import real_onnx
+    from compiler.ir.onnx_save import integer_onnx, require_onnx_path, save_onnx
+    from isa.machine import load_machine
+
+    require_onnx_path(Path(path))
+    traced = _float_images(example, "example")
+    if calibration is None:
+        network = import_model(model, torch.from_numpy(traced))
+        save_onnx(real_onnx(network, unrolled=unrolled), Path(path))
+        return
+    images = _float_images(calibration, "calibration")
+    compiled = compile_checked(
+        model,
+        traced,
+        images,
+        load_machine("c-step"),
+        check=images[:CHECK_IMAGES],
+        passes=None,
+        schedule="layers",
+        dump_to=None,
+        origin=(type(model).__name__, "in memory", f"{len(images)} images in memory"),
+        normalisation=((), ()),
+    )
+    save_onnx(integer_onnx(compiled.integer, currents=currents), Path(path))
 
 
 def load(path: str | Path, machine: str | None = None) -> Program:
@@ -135,14 +219,18 @@ def compile_checked(
     dump_to: Path | None,
     origin: tuple[str, str, str],
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    image_scale: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
-    """Trace, import, compile. `origin`: model, checkpoint and calibration, as the provenance says them."""
+    """Trace, import, compile. `origin`: model, checkpoint and calibration, as the provenance says them.
+
+    `calibration` may be empty where `image_scale`, the real value of the image's integer 1, is given.
+    """
     import torch
 
     from compiler.frontend.eager import compare_with_eager
     from compiler.frontend.importer import import_model
-    from compiler.pipeline import compile_network
+    from compiler.pipeline import DEFAULT_PASSES, compile_network
     from isa.program import Provenance
 
     if schedule not in ("layers", "windows"):
@@ -153,6 +241,7 @@ def compile_checked(
     name, checkpoint, calibrated_on = origin
     network = import_model(model, torch.from_numpy(example))
     equal = compare_with_eager(model, network, check) if check is not None else 0
+    note = "== eager model, bit for bit (float32)" + (_beside_onnxruntime(model, check) if check is not None else "")
     compiled = compile_network(
         network,
         machine=machine,
@@ -175,8 +264,19 @@ def compile_checked(
     )
     if not equal:
         return compiled
-    imported = replace(compiled.checks[0], compared=equal, note="== eager model, bit for bit (float32)")
+    imported = replace(compiled.checks[0], compared=equal, note=note)
     return replace(compiled, checks=(imported, *compiled.checks[1:]))
+
+
+def _beside_onnxruntime(model: nn.Module, inputs: NDArray[np.float32]) -> str:
+    """What comparing the module of an ONNX file with onnxruntime found; nothing for other modules."""
+    from compiler.frontend.onnx_model import OnnxModule
+
+    if not isinstance(model, OnnxModule):
+        return ""
+    from compiler.frontend.onnx_compare import compare_with_onnxruntime
+
+    return f"; onnxruntime within {compare_with_onnxruntime(model, inputs).largest:.0e} (relative)"
 
 
 def _emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:

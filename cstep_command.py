@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import cstep
+from cstep_arguments import (
+    MODEL_HELP,
+    Checkpoint,
+    Data,
+    InputShape,
+    MachineName,
+    ModelName,
+    PerChannel,
+    ProgramFile,
+    calibration_images,
+    numbers,
+)
+from cstep_export import export_command
 from isa.errors import CStepError
 
 if TYPE_CHECKING:
@@ -22,26 +35,14 @@ if TYPE_CHECKING:
     from isa.program import Program
     from runtime.dataset import Dataset
 
-N = TypeVar("N", int, float)
-
 USER_MISTAKE = 2
 INTERRUPTED = 130
-CALIBRATION_IMAGES = 1024
-"""As many images of a larger calibration set are used, drawn at random with a fixed seed."""
-
 app = typer.Typer(
     name="cstep",
     add_completion=False,
     rich_markup_mode=None,
 )
-
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.py:FACTORY, MODULE:FACTORY, or a zoo name.")]
-Data = Annotated[str, typer.Argument(help="A .parquet, an .npz (x, y), a folder of class folders, or digits.")]
-ProgramFile = Annotated[Path, typer.Argument(metavar="PROGRAM", help="A program file.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth, .pt or .pth.tar.")]
-InputShape = Annotated[str | None, typer.Option(metavar="C,H,W", help="Of a factory's model; else the data's own.")]
-MachineName = Annotated[str, typer.Option("--machine", help="A machine's name or TOML file; see `cstep machines`.")]
-PerChannel = Annotated[str | None, typer.Option(metavar="R,G,B", help="Of pixels scaled to 0..1; else the model's.")]
+app.command("export")(export_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -89,7 +90,7 @@ def compile_command(
         opened = open_model(model, checkpoint)
         dataset = calibration_images(calibration, opened, input_shape, mean, std)
         images = dataset.images
-    if checkpoint is None:
+    if checkpoint is None and not model.endswith(".onnx"):
         note(f"{model}: no --checkpoint: {opened.checkpoint}")
     with progress_bar("compile", 1 + len((passes or DEFAULT_PASSES).split(","))) as step:
         compiled = cstep.compile_checked(
@@ -221,9 +222,7 @@ def opt(
 
 @app.command()
 def check(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="FILE.py:FACTORY, MODULE:FACTORY, or a zoo name.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = None,
     checkpoint: Checkpoint = None,
     ops: Annotated[bool, typer.Option("--ops", help="List what the compiler knows, and stop.")] = False,
     input_shape: InputShape = None,
@@ -294,23 +293,6 @@ def check_model(name: str, checkpoint: Path | None, input_shape: str | None, mac
     show(f"{name} maps to {target.name}: {len(program.code):,} instructions (weights as given, input range made up)")
 
 
-def calibration_images(
-    source: str, model: Model, input_shape: str | None, mean: str | None, std: str | None
-) -> Dataset:
-    """The images to calibrate with, normalised as the options, else the model, say."""
-    from runtime.dataset import load_dataset
-
-    shape = numbers(input_shape, "--input-shape", int) if input_shape else model.input
-    if shape is not None and (len(shape) not in (3, 4) or min(shape) < 1):
-        raise CStepError(f"--input-shape {input_shape}: it must be channels, height, width (of events, T before them)")
-    means = numbers(mean, "--mean", float) if mean else model.mean
-    stds = numbers(std, "--std", float) if std else model.std
-    if stds is not None and min(stds) <= 0:
-        raise CStepError(f"--std {std}: must be positive in every channel")
-    found = load_dataset(source, split="train", shape=shape, mean=means, std=stds)
-    return found.take(CALIBRATION_IMAGES, seed=0) if len(found) > CALIBRATION_IMAGES else found
-
-
 def labelled(source: str, program: Program) -> Dataset:
     """A data set with labels to test the program on."""
     from runtime.report.measure import inputs_for
@@ -336,14 +318,6 @@ def compare_accuracy(model: Model, program: Program, dataset: Dataset) -> str:
     right = [int(np.equal(found, dataset.labels).sum()) for found in (labels, result.labels)]
     texts = [f"{count / len(dataset):.2%} ({count} of {len(dataset)})" for count in right]
     return f"top-1 on {dataset.name}: float model {texts[0]}, program {texts[1]}"
-
-
-def numbers(text: str, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
-    """`0.49,0.48,0.45` as numbers."""
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise CStepError(f"{option} {text}: it must be numbers with commas between") from None
 
 
 def checks_table(checks: Sequence[CheckResult]) -> Table:

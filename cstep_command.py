@@ -251,9 +251,16 @@ def models() -> None:
     from compiler import zoo
     from runtime.report.console import show
 
+    last = None
     for family in zoo.FAMILIES:
-        show(f"[bold]{family.name}[/]: {', '.join(family.examples)}, and other depths and widths")
-        show(f"    weights: {family.weights}")
+        if (family.name, family.weights) != last:
+            show(f"[bold]{family.name}[/]: weights: {family.weights}")
+        last = family.name, family.weights
+        for name, parameters in family.examples.items():
+            image, steps = family.input_of(name)
+            size = "x".join(map(str, image))
+            show(f"    {name:32} {'events' if family.events else 'image':6} {size:>9}  T={steps:<3} {parameters:11,}")
+    show("The numbers are inputs (channels, height, width), timesteps and parameters. Other depths and widths will do.")
 
 
 @app.command()

@@ -5,11 +5,14 @@ The digests and logits were taken from the published code, with SpikingJelly 2.0
 
 import hashlib
 import re
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from compiler.frontend.checkpoint import apply_checkpoint, load_checkpoint
 from compiler.zoo import FAMILIES, LIF, Entry, build, recognise
 from compiler.zoo.random_weights import NORMS, draw
 from isa.errors import CStepError
@@ -210,6 +213,19 @@ def test_shapes_and_metadata_size_every_layout() -> None:
     model, entry = build("spikingformer-2-64", block0, {})
     assert (entry.input, model.get_parameter("head.weight").shape[0]) == ((1, 32, 32), 100)
     assert build("spikingformer-cml-2-64", state, {})[1].input == (1, 32, 32)
+
+
+def test_a_training_script_says_the_layout(tmp_path: Path) -> None:
+    script = Namespace(layer=1, dim=32, num_heads=8, img_size=48, in_channels=2, pooling_stat="0011", dvs_mode=True)
+    model, entry = build("sdt-v1-events-1-32", None, {"img_size_h": "48", "img_size_w": "48"})
+    torch.save({"state_dict": model.state_dict(), "args": script}, tmp_path / "model_best.pth.tar")
+    loaded = load_checkpoint(tmp_path / "model_best.pth.tar")
+    again, said = build("sdt-v1-gesture-1-32", loaded.state, loaded.metadata)
+    apply_checkpoint(again, loaded.state, said.dead_keys, "model_best")
+    assert said.input == (2, 48, 48)
+    frames = example(entry)
+    with torch.no_grad():
+        assert torch.equal(again(frames), model(frames))
 
 
 def test_events_differ_from_step_to_step() -> None:

@@ -45,6 +45,9 @@ SCRIPT_ARGUMENTS = {
     "layer": ("depths",),
     "dim": ("embed_dims",),
     "mlp_ratio": ("mlp_ratios",),
+    "in_channels": ("in_channels",),
+    "pooling_stat": ("pooling_stat",),
+    "dvs_mode": ("dvs_mode",),
 }
 PER_CHANNEL = ("mean", "std")  # lists of numbers, under their own names
 

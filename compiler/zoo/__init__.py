@@ -18,7 +18,7 @@ from compiler.zoo import (
     spikformer_convolutional,
     spikingformer,
 )
-from compiler.zoo.family import Entry, Family, normalisation, settle
+from compiler.zoo.family import Entry, Family, image_size, normalisation, settle
 from compiler.zoo.neuron import LIF
 from compiler.zoo.spikformer import Spikformer
 from isa.errors import CStepError
@@ -53,12 +53,12 @@ def build(name: str, state: Mapping[str, Tensor] | None, metadata: Mapping[str, 
     family, named = recognise(name)
     arguments = settle(name, named, family.sizes(state or {}), metadata, family.published(named))
     model = family.construct(**arguments).eval()
-    channels = int(arguments["in_channels"])
-    mean, std = normalisation(metadata, channels, family.normalisation)
+    image = image_size(arguments)
+    mean, std = normalisation(metadata, image[0], family.normalisation)
     entry = Entry(
         name=name,
         family=family.name,
-        input=(channels, int(arguments["img_size_h"]), int(arguments["img_size_w"])),
+        input=image,
         timesteps=int(arguments["T"]),
         mean=mean,
         std=std,

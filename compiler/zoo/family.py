@@ -85,6 +85,16 @@ class Family:
             return None
         return {argument: int(value) for argument, value in match.groupdict().items() if value is not None}
 
+    def input_of(self, name: str) -> tuple[tuple[int, int, int], int]:
+        """Channels, height and width of what the published model called `name` reads, and its timesteps."""
+        arguments = self.published(self.spelled(name) or {})
+        return image_size(arguments), int(arguments["T"])
+
+
+def image_size(arguments: Mapping[str, Argument]) -> tuple[int, int, int]:
+    """Channels, height and width of one image, from constructor arguments."""
+    return int(arguments["in_channels"]), int(arguments["img_size_h"]), int(arguments["img_size_w"])
+
 
 def layout_pattern(architecture: str, layout: str, bare: str) -> str:
     """`architecture-layout-8-512`, and `architecture-8-512` for the sizes that the expression `bare` matches."""

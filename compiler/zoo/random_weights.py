@@ -24,7 +24,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d
 Signature = tuple[int, float, float]
 
 
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14
 """So many of a layer's neurons, evenly spread, stand for all of them where a bias is sought."""
 
 
@@ -124,7 +124,7 @@ def bias_for(neuron: Callable[[Tensor], Tensor], current: Tensor, rate: float) -
     current = current[:, :: max(1, current.shape[1] // SAMPLE) | 1]
     middle = -float(current.mean())
     low, high = middle - 16.0, middle + 16.0
-    for _ in range(14):
+    for _ in range(12):
         middle = (low + high) / 2
         low, high = (low, middle) if fired(neuron(current + middle)) > rate else (middle, high)
     return high

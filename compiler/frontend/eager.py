@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compiler.frontend.neurons import is_neuron
+from compiler.frontend.neurons import neurons_of
 from compiler.frontend.tracer import reset
 from compiler.ir.meaning import NEURONS, Executor
 from compiler.ir.network import Network
@@ -27,7 +27,7 @@ def run_eager(model: nn.Module, x: NDArray[np.float32]) -> tuple[NDArray[np.floa
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         currents.append(inputs[0].numpy().copy())
 
-    hooks = [module.register_forward_pre_hook(record) for module in model.modules() if is_neuron(module)]
+    hooks = [module.register_forward_pre_hook(record) for _, module in neurons_of(model)]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:  # torch sums a product with a frozen weight in another order, and rounds otherwise
         parameter.requires_grad_()

@@ -21,6 +21,7 @@ from types import ModuleType
 from torch import nn
 
 from compiler import zoo
+from compiler.frontend import clock_driven
 from compiler.frontend.checkpoint import Checkpoint, apply_checkpoint, load_checkpoint
 from compiler.frontend.checkpoint import one_line as first_words
 from isa.errors import CStepError
@@ -102,9 +103,7 @@ def _normalisation(loaded: Checkpoint | None) -> tuple[tuple[float, ...] | None,
 def _made(spec: str, place: str, factory: str) -> nn.Module:
     """What the factory returns. Whatever it raises is the user's own code's, and said in one line with its place."""
     try:
-        source = _module_of(place)
-        function = getattr(source, factory, None)
-        made: object = function() if callable(function) else None
+        source, function, made = _called(place, factory)
     except CStepError:
         raise
     except (Exception, SystemExit) as error:
@@ -115,6 +114,20 @@ def _made(spec: str, place: str, factory: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise CStepError(f"{spec}: {factory}() returns {type(made).__name__}; it must return a torch.nn.Module")
     return made
+
+
+def _called(place: str, factory: str) -> tuple[ModuleType, object, object]:
+    """The module of a place, its factory, and what the factory returns; None for either that there is not."""
+    try:
+        source = _module_of(place)
+        function = getattr(source, factory, None)
+        return source, function, function() if callable(function) else None
+    except ModuleNotFoundError as error:
+        if not clock_driven.is_missing(error):
+            raise
+    clock_driven.install()
+    sys.stderr.write(f"cstep: note: {place} imports {clock_driven.OLD}; it gets {clock_driven.NEW} under these names\n")
+    return _called(place, factory)
 
 
 def _module_of(place: str) -> ModuleType:

@@ -55,6 +55,15 @@ def is_neuron(module: nn.Module) -> bool:
     return (keeps_state(module) and hasattr(module, "v_threshold")) or has_levels(module)
 
 
+def neurons_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The neurons of a model with their paths; a neuron inside a neuron is its own affair."""
+    inside: list[str] = []
+    for path, module in model.named_modules():
+        if not any(path.startswith(outer) for outer in inside) and is_neuron(module):
+            inside.append(f"{path}.")
+            yield path, module
+
+
 def class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from compiler.frontend.arithmetic import add, add_in_place, divide, matmul, mean, multiply, total
 from compiler.frontend.dimensions import Value
 from compiler.frontend.importer import Handler, Importer
+from compiler.frontend.indexing import chunk, index, split, unbind
 from compiler.frontend.layers import (
     batch_norm,
     conv,
@@ -93,6 +94,10 @@ FUNCTIONS: dict[Any, Handler] = {
     torch.squeeze: squeeze,
     torch.stack: stack,
     torch.unflatten: unflatten,
+    operator.getitem: index,
+    torch.chunk: chunk,
+    torch.split: split,
+    torch.unbind: unbind,
     functional.avg_pool1d: average_pool1d,
     functional.dropout: dropout,
 }
@@ -113,6 +118,9 @@ METHODS: dict[str, Handler] = {
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     "unflatten": unflatten,
+    "chunk": chunk,
+    "split": split,
+    "unbind": unbind,
     "repeat": repeat,
     "expand": expand,
     "contiguous": contiguous,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
-from compiler.frontend.neurons import is_neuron, keeps_state, require_multi_step
+from compiler.frontend.neurons import is_neuron, keeps_state, neurons_of, require_multi_step
 from compiler.frontend.padded_norm import pads_norm
 from isa.errors import CStepError
 
@@ -31,14 +31,18 @@ _ABOUT = {
 
 
 def _source_line() -> str:
-    """File and line of the innermost Python frame that belongs to the model."""
+    """File and line of the innermost Python frame that belongs to the model; of a library's only where all are."""
     frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
+    innermost = ""
+    while frame is not None and not (frame.f_code.co_filename == __file__ and frame.f_code.co_name == "trace"):
         name = frame.f_code.co_filename
         if name != __file__ and not name.startswith((_TORCH, "<")):
-            return f"{Path(name).name}:{frame.f_lineno}"
+            line = f"{Path(name).name}:{frame.f_lineno}"
+            if "site-packages" not in name:
+                return line
+            innermost = innermost or line
         frame = frame.f_back
-    return ""
+    return innermost
 
 
 class ExampleProxy(fx.Proxy):
@@ -90,6 +94,15 @@ class ExampleTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> ExampleProxy:
         return ExampleProxy(node, self)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The model is called with one input; its other parameters keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "input", (), {})]
 
     def create_proxy(
         self,
@@ -188,20 +201,16 @@ def trace(model: nn.Module, example: Tensor) -> fx.Graph:
 
     Every parameter after the first that has a default keeps it.
     """
-    for path, module in model.named_modules():
-        if is_neuron(module):
-            require_multi_step(module, path)
-        pads_norm(module)  # runs it: not to be done while fx has patched the call of modules
+    for path, module in neurons_of(model):
+        require_multi_step(module, path)
+    for module in model.modules():  # these run them: not to be done while fx has patched the call of modules
+        is_neuron(module)
+        pads_norm(module)
     reset(model)
     model.eval()
-    concrete = {
-        name: parameter.default
-        for name, parameter in list(inspect.signature(model.forward).parameters.items())[1:]
-        if parameter.default is not inspect.Parameter.empty
-    }
     tracer = ExampleTracer(example.clone())  # the model may write into it
     try:
-        graph = tracer.trace(model, concrete_args=concrete)
+        graph = tracer.trace(model)
     except CStepError:
         raise
     except TraceError as error:

@@ -266,6 +266,13 @@ def transpose(op: spike.Transpose, weights: Weights, x: Tensor) -> Tensor:
     return x.permute(0, *(i + 1 for i in order)) if op.result_type.steps is not None else x.permute(order)
 
 
+@meaning(spike.Slice)
+def part(op: spike.Slice, weights: Weights, x: Tensor) -> Tensor:
+    """A part of a dimension."""
+    axis = op.get("axis")
+    return x.narrow(axis + (op.result_type.steps is not None), op.get("start"), op.result_type.sizes[axis])
+
+
 @meaning(spike.Matmul)
 def matmul(op: spike.Matmul, weights: Weights, left: Tensor, right: Tensor) -> Tensor:
     """left @ right."""

@@ -252,6 +252,26 @@ class Transpose(SpikeOperation):
 
 
 @irdl_op_definition
+class Slice(SpikeOperation):
+    """Elements start, start + 1, ... along dimension `axis`, as many as the result has: a part of a fused layer."""
+
+    name = "spike.slice"
+    input = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
+    axis = prop_def(IntAttr)
+    start = prop_def(IntAttr)
+
+    def check(self) -> None:
+        self.expect_axis()
+        sizes, axis, start = self.operand_type().sizes, self.get("axis"), self.get("start")
+        kept = self.result_type.sizes[axis] if len(self.result_type.sizes) == len(sizes) else 0
+        fits = 0 <= start < start + kept <= sizes[axis]
+        require(fits, self, f"takes {kept} from {start} on along axis {axis} of {self.operand_type()}")
+        self.expect_shape((*sizes[:axis], kept, *sizes[axis + 1 :]))
+        self.expect_element(self.operand_type().element)
+
+
+@irdl_op_definition
 class Matmul(SpikeOperation):
     """Matrix product over the last two dimensions."""
 
@@ -462,8 +482,8 @@ class Dilate(SpikeOperation):
 
 OPERATIONS: tuple[type[SpikeOperation], ...] = (
     Input, Output, Repeat, QuantiseImage, Conv, Linear, BatchNorm, ChannelScale, Lif, Level, IntegerLif, IntegerLevel,
-    Range, Align, Rescale, Add, Multiply, MaxPool, Pad, Reshape, Transpose, Matmul, Scale, Attention, HeadSum, Mask,
-    Dilate, Mean, Sum, MeanTime, SumTime,
+    Range, Align, Rescale, Add, Multiply, MaxPool, Pad, Reshape, Transpose, Slice, Matmul, Scale, Attention, HeadSum,
+    Mask, Dilate, Mean, Sum, MeanTime, SumTime,
 )  # fmt: skip
 
 SPIKE = Dialect("spike", list(OPERATIONS), [Tensor, Train])
@@ -499,6 +519,7 @@ __all__ = [
     "Rescale",
     "Reshape",
     "Scale",
+    "Slice",
     "SpikeOperation",
     "Sum",
     "SumTime",

@@ -114,6 +114,11 @@ class Graph:
         self._index()
 
 
+def written(value: float) -> float:
+    """A float32 as it was written, 0.3 and not 0.30000001: attributes are float32."""
+    return float(str(np.float32(value)))
+
+
 def slice_numbers(graph: Graph, node: Node, index: int, name: str) -> list[int] | None:
     """One of a Slice's arguments: an input, or in old files an attribute."""
     given = graph.constants.get(node.input(index))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compiler.frontend.onnx_graph import Node
+from compiler.frontend.onnx_graph import Node, written
 from compiler.frontend.onnx_model import Ref, Translation
 
 Array = NDArray[Any]
@@ -123,7 +123,7 @@ def batch_norm(t: Translation, node: Node) -> None:
     if node.attributes.get("training_mode", 0):
         raise t.graph.refuse(node, "is in training mode; export the model after model.eval()")
     scale, bias, mean, variance = (_weight(t, node, index, (1,)) for index in range(1, 5))
-    epsilon = float(f"{node.attributes.get('epsilon', 1e-5):.8g}")
+    epsilon = written(node.attributes.get("epsilon", 1e-5))
     rank = len(t.shape(node))
     layer = _norm(t, node, rank, scale, bias, epsilon)
     _fill(layer.running_mean, mean)

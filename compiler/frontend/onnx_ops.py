@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto
 
 from compiler.frontend.onnx_elementwise import ELEMENTWISE
-from compiler.frontend.onnx_graph import Graph, Node, slice_numbers
+from compiler.frontend.onnx_graph import Graph, Node, slice_numbers, written
 from compiler.frontend.onnx_layers import affine, batch_norm, conv, gemm, matmul, max_pool, pool
 from compiler.frontend.onnx_model import Translation
 from compiler.frontend.onnx_neuron import Neuron
@@ -231,7 +231,7 @@ def _attributes(graph: Graph, node: Node, kind: str) -> dict[str, Any]:
     for name, words in WORDS.items():
         if filled.get(name, words[0]) not in words:
             raise graph.refuse(node, f"{name}={filled[name]}; it must be one of {', '.join(words)}")
-    numbers = {name: float(f"{value:.8g}") for name, value in filled.items() if isinstance(value, float)}
+    numbers = {name: written(value) for name, value in filled.items() if isinstance(value, float)}
     if wrong := next((name for name, value in numbers.items() if not 0 < value < float("inf")), None):
         raise graph.refuse(node, f"{wrong}={numbers[wrong]}; it must be positive")
     return filled | numbers

@@ -55,6 +55,8 @@ class _Graph:
     values: dict[Any, str] = field(default_factory=dict[Any, str])
     nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     held: dict[str, TensorProto] = field(default_factory=dict[str, TensorProto])
+    transposes: dict[str, tuple[str, list[int]]] = field(default_factory=dict[str, tuple[str, list[int]]])
+    """What a transpose was made of, and how."""
     input: onnx.ValueInfoProto | None = None
     output: onnx.ValueInfoProto | None = None
 
@@ -94,12 +96,28 @@ class _Graph:
         value = cast(NDArray[Any], self.network.weights[name])
         return self.hold(name.removesuffix(".row"), value if shape is None else value.reshape(shape), np.float32)
 
+    def transposed(self, label: str, x: str, order: Sequence[int]) -> str:
+        """Dimensions in another order; behind another transpose, in one with it, or in none."""
+        before = self.transposes.get(x)
+        if before is not None:
+            x, order = before[0], [before[1][place] for place in order]
+        if list(order) == list(range(len(order))):
+            return x
+        made = self.apply(label, "Transpose", x, perm=list(order))
+        self.transposes[made] = x, list(order)
+        return made
+
     def reshaped(self, label: str, x: str, shape: Sequence[int]) -> str:
         return self.apply(label, "Reshape", x, self.integers(shape))
 
     def model(self) -> onnx.ModelProto:
         assert self.input is not None and self.output is not None
-        graph = helper.make_graph(self.nodes, "c-step", [self.input], [self.output], list(self.held.values()))
+        needed, kept = {OUTPUT}, list[onnx.NodeProto]()
+        for node in reversed(self.nodes):  # transposes that became one with another are left over
+            if needed & set(node.output):
+                kept.append(node)
+                needed |= set(node.input)
+        graph = helper.make_graph(kept[::-1], "c-step", [self.input], [self.output], list(self.held.values()))
         opsets = [helper.make_opsetid("", OPERATOR_SET)]
         if any(node.domain == DOMAIN for node in self.nodes):
             opsets.append(helper.make_opsetid(DOMAIN, VERSION))
@@ -150,7 +168,7 @@ def _conv(g: _Graph, op: spike.Conv) -> None:
         x = g.reshaped(op.label, x, [steps * height, width, channels])
     weights = [g.weight(op, "weight", shape), g.weight(op, "bias")]
     first, last = ([0, 3, 1, 2], [0, 2, 3, 1]) if rank == 2 else ([0, 2, 1], [0, 2, 1])
-    images = g.apply(op.label, "Transpose", x, perm=first)
+    images = g.transposed(op.label, x, first)
     out = g.apply(
         op.label,
         "Conv",
@@ -161,14 +179,14 @@ def _conv(g: _Graph, op: spike.Conv) -> None:
         pads=[padding] * (2 * rank),
         group=op.get("groups"),
     )
-    out = g.apply(op.label, "Transpose", out, perm=last)
+    out = g.transposed(op.label, out, last)
     if rank == 1:
         out = g.reshaped(op.label, out, [steps, *op.result_type.sizes])
     _without_time(g, op, out)
 
 
 def _linear(g: _Graph, op: spike.Linear) -> None:
-    transposed = g.apply(op.label, "Transpose", cast(str, g.weight(op, "weight")), perm=[1, 0])
+    transposed = g.transposed(op.label, cast(str, g.weight(op, "weight")), [1, 0])
     out, bias = g.apply(op.label, "MatMul", g.of(op), transposed), g.weight(op, "bias")
     g.give(op, out if bias is None else g.apply(op.label, "Add", out, bias))
 
@@ -179,10 +197,10 @@ def _batch_norm(g: _Graph, op: spike.BatchNorm) -> None:
     order = list(range(len(shape)))
     order.insert(1, order.pop(op.get("axis") + 1))
     names = [cast(str, g.weight(op, key)) for key in ("weight", "bias", "mean", "variance")]
-    moved = g.apply(op.label, "Transpose", x, perm=order) if order != sorted(order) else x
+    moved = g.transposed(op.label, x, order)
     out = g.apply(op.label, "BatchNormalization", moved, *names, epsilon=float(op.get("epsilon")))
     back = [int(place) for place in np.argsort(order)]
-    _without_time(g, op, g.apply(op.label, "Transpose", out, perm=back) if order != sorted(order) else out)
+    _without_time(g, op, g.transposed(op.label, out, back))
 
 
 def _channel_scale(g: _Graph, op: spike.ChannelScale) -> None:
@@ -244,10 +262,10 @@ def _level(g: _Graph, op: spike.Level) -> None:
 
 def _max_pool(g: _Graph, op: spike.MaxPool) -> None:
     x, _ = _with_time(g, op)
-    images = g.apply(op.label, "Transpose", x, perm=[0, 3, 1, 2])
+    images = g.transposed(op.label, x, [0, 3, 1, 2])
     kernel, stride, padding = op.get("kernel"), op.get("stride"), op.get("padding")
     pooled = g.apply(op.label, "MaxPool", images, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4)
-    _without_time(g, op, g.apply(op.label, "Transpose", pooled, perm=[0, 2, 3, 1]))
+    _without_time(g, op, g.transposed(op.label, pooled, [0, 2, 3, 1]))
 
 
 def _reshape(g: _Graph, op: spike.Reshape) -> None:
@@ -258,7 +276,7 @@ def _reshape(g: _Graph, op: spike.Reshape) -> None:
 def _transpose(g: _Graph, op: spike.Transpose) -> None:
     time = op.result_type.steps is not None
     order = [*([0] if time else []), *(dimension + time for dimension in op.get("order"))]
-    g.give(op, g.apply(op.label, "Transpose", g.of(op), perm=order))
+    g.give(op, g.transposed(op.label, g.of(op), order))
 
 
 def _scale(g: _Graph, op: spike.Scale) -> None:

@@ -25,8 +25,10 @@ from compiler.check import Checker, CheckResult, Emulate
 from compiler.ir.network import Network
 from compiler.passes.canonicalise import Canonicalise
 from compiler.passes.fold_batch_norm import FoldBatchNorm
+from compiler.passes.fold_linear_chains import FoldLinearChains
 from compiler.passes.fuse_attention import FuseAttention
 from compiler.passes.fuse_masks import FuseMasks
+from compiler.passes.join_heads import JoinHeads
 from compiler.passes.network_pass import NetworkPass
 from compiler.passes.quantise import Quantise
 from compiler.passes.reassociate_attention import ReassociateAttention
@@ -41,6 +43,8 @@ PASSES: tuple[type[NetworkPass], ...] = (
     Canonicalise,
     FuseMasks,
     FoldBatchNorm,
+    FoldLinearChains,
+    JoinHeads,
     RecordRanges,
     Quantise,
     ReassociateAttention,
@@ -50,7 +54,7 @@ PASSES: tuple[type[NetworkPass], ...] = (
 )
 
 DEFAULT_PASSES = (
-    "fuse-attention,canonicalise,fuse-masks,canonicalise,fold-batch-norm,record-ranges,"
+    "fuse-attention,canonicalise,fuse-masks,canonicalise,fold-batch-norm,fold-linear-chains,join-heads,record-ranges,"
     "quantise{image-scale=SCALE accumulator-bits=BITS},"
     "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )

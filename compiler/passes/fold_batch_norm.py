@@ -1,4 +1,4 @@
-"""fold-batch-norm: a batch norm goes into the weights of the layer before it."""
+"""fold-batch-norm: a batch norm, or a layer scale, goes into the weights of the layer before it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.ir.spelling import HouseOperation
 from compiler.passes.network_pass import Keeps, NetworkPass
+from compiler.passes.rewriting import (
+    Real,
+    Weighted,
+    bias_of,
+    emitter,
+    erase,
+    layer_properties,
+    only_user,
+    weight_of,
+)
 
-Real = NDArray[np.float64]
+Linear = spike.BatchNorm | spike.ChannelScale | spike.Scale
+"""What multiplies every channel by a number, and may add another."""
 
 
 @dataclass(frozen=True)
 class FoldBatchNorm(NetworkPass):
-    """Fold each batch norm into the convolution or linear layer that alone feeds it, in float64.
+    """Fold each batch norm, and each layer scale, into the convolution or linear layer that alone feeds it, in float64.
 
         %c = spike.conv %x, @w kernel=3, padding=1
         %n = spike.batch_norm %c, @g, @b, @m, @v epsilon=1.0e-05, axis=2
@@ -33,46 +42,44 @@ class FoldBatchNorm(NetworkPass):
     def apply(self, network: Network) -> Network:
         network = network.clone()
         for op in list(network.operations()):
-            if isinstance(op, spike.BatchNorm):
+            if isinstance(op, Linear):
                 _fold(network, op)
         return network
 
 
-def _fold(network: Network, norm: spike.BatchNorm) -> None:
-    layer = norm.operands[0].owner
-    last = len(norm.result_type.sizes) - 1
-    if not isinstance(layer, spike.Conv | spike.Linear) or norm.get("axis") != last:
+def _fold(network: Network, op: Linear) -> None:
+    layer, last = op.operands[0].owner, len(op.result_type.sizes) - 1
+    if not isinstance(layer, Weighted) or only_user(layer.results[0]) is not op:
         return
-    if len(list(layer.results[0].uses)) != 1:
+    if not isinstance(op, spike.Scale) and op.get("axis") != last:
         return
-    gain = _weight(network, norm, "weight") / np.sqrt(_weight(network, norm, "variance") + norm.get("epsilon"))
-    weight = _weight(network, layer, "weight")
-    bias = _weight(network, layer, "bias") if layer.symbol("bias") else np.zeros(len(weight))
+    gain, offset = _gain(network, op)
+    weight = weight_of(network, layer, "weight")
+    folded = weight * np.broadcast_to(gain, weight.shape[:1]).reshape(-1, *[1] * (weight.ndim - 1))
+    bias = (
+        None if isinstance(offset, float) and layer.symbol("bias") is None else bias_of(network, layer) * gain + offset
+    )
     name = layer.symbol("weight")
-    folded = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
-    shifted = _weight(network, norm, "bias") + (bias - _weight(network, norm, "mean")) * gain
     new = type(layer).make(
         *layer.operands,
-        result=norm.result_type,
+        result=op.result_type,
         symbols={
             "weight": network.add_weight(f"{name}.folded", folded),
-            "bias": network.add_weight(f"{name}.folded_bias", shifted),
+            "bias": None if bias is None else network.add_weight(f"{name}.folded_bias", bias),
         },
         source=layer.source,
         hint=layer.label,
-        **{key: layer.get(key) for key in layer.DEFAULTS},
-        **({"kernel": layer.get("kernel")} if isinstance(layer, spike.Conv) else {}),
+        **layer_properties(layer),
     )
-    block = norm.parent_block()
-    assert block is not None
-    block.insert_op_before(new, norm)
-    norm.results[0].replace_all_uses_with(new.results[0])
-    for dead in (norm, layer):
-        dead.detach()
-        dead.erase()
+    op.results[0].replace_all_uses_with(emitter(op)(new))
+    erase(op, layer)
 
 
-def _weight(network: Network, op: HouseOperation, key: str) -> Real:
-    name = op.symbol(key)
-    assert name is not None
-    return network.weights[name].astype(np.float64)
+def _gain(network: Network, op: Linear) -> tuple[Real | float, Real | float]:
+    """What each channel is multiplied by, and what is added then; 0.0 where nothing is."""
+    if isinstance(op, spike.Scale):
+        return op.get("factor"), 0.0
+    if isinstance(op, spike.ChannelScale):
+        return weight_of(network, op, "weight"), 0.0
+    gain = weight_of(network, op, "weight") / np.sqrt(weight_of(network, op, "variance") + op.get("epsilon"))
+    return gain, weight_of(network, op, "bias") - weight_of(network, op, "mean") * gain

@@ -118,7 +118,7 @@ class Quantiser:
             )
 
 
-FOLDED = (".folded", ".row", ".matrix", ".window", ".rows", ".chain")
+FOLDED = (".folded", ".row", ".matrix", ".window", ".rows", ".chain", ".joined", ".scaled")
 
 
 def base_name(name: str) -> str:

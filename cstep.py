@@ -78,11 +78,12 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
 
     Raises CStepError for what the machine cannot do, and for a pass that changed a number.
     """
+    from compiler.calibrate.without_data import MadeInputs
     from isa.machine import load_machine
 
     target = load_machine(machine) if isinstance(machine, str) else machine
     traced = _float_images(example, "example")
-    made = MadeInputs.of(traced.shape[1:], mean, std) if calibration is None else None
+    made = MadeInputs.of(traced.shape[1:], mean, std, CHECK_IMAGES) if calibration is None else None
     images = made.inputs if made else _float_images(calibration, "calibration")
     return compile_checked(
         model,
@@ -97,32 +98,6 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
         normalisation=(tuple(mean), tuple(std)),
         image_scale=made.image_scale if made else None,
     ).program
-
-
-@dataclass(frozen=True)
-class MadeInputs:
-    """What stands in for calibration data: the range that pixels cannot leave, and random inputs to compare on."""
-
-    image_scale: float
-    """Real value of the image's integer 1; 1 for event counts."""
-    inputs: NDArray[np.float32]
-    """[CHECK_IMAGES, C, H, W] or [CHECK_IMAGES, T, C, H, W]."""
-    about: str
-    """As the provenance says it."""
-
-    @staticmethod
-    def of(shape: Sequence[int], mean: Sequence[float], std: Sequence[float], count: int = CHECK_IMAGES) -> MadeInputs:
-        """For inputs of `shape`. Raises CStepError where mean and std do not tell the range of an image."""
-        from compiler.calibrate.without_data import drawn_inputs, pixel_scale
-
-        if len(shape) == 4:
-            return MadeInputs(1.0, drawn_inputs(count, shape, (), ()), "none; event counts have no range to find")
-        if not mean or not std:
-            raise CStepError("calibration: none given; give 8 inputs or more, or the mean and std of 8-bit pixels")
-        scale = pixel_scale(mean, std)
-        if len(mean) != shape[0]:
-            raise CStepError(f"mean {list(mean)}: {len(mean)} channels; the model takes {shape[0]}")
-        return MadeInputs(scale, drawn_inputs(count, shape, mean, std), "none; the range is that of normalised pixels")
 
 
 def check_images(shape: Sequence[int]) -> int:
@@ -220,17 +195,19 @@ def compile_checked(
     origin: tuple[str, str, str],
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
     image_scale: float | None = None,
+    consume: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
     """Trace, import, compile. `origin`: model, checkpoint and calibration, as the provenance says them.
 
-    `calibration` may be empty where `image_scale`, the real value of the image's integer 1, is given.
+    `calibration` may be empty where `image_scale`, the real value of the image's integer 1, is given. With `consume`
+    the model loses its weights once it is imported, which saves their memory.
     """
     import torch
 
     from compiler.frontend.eager import compare_with_eager
     from compiler.frontend.importer import import_model
-    from compiler.pipeline import DEFAULT_PASSES, compile_network
+    from compiler.pipeline import compile_network
     from isa.program import Provenance
 
     if schedule not in ("layers", "windows"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -18,6 +19,9 @@ N = TypeVar("N", int, float)
 
 CALIBRATION_IMAGES = 1024
 """As many images of a larger calibration set are used, drawn at random with a fixed seed."""
+CALIBRATION_NUMBERS = 1 << 22
+"""Fewer where they hold more numbers than this: 27 of 224x224, 8 of event data."""
+LEAST_IMAGES = 8
 
 MODEL_HELP = "FILE.py:FACTORY, MODULE:FACTORY, a zoo name, or FILE.onnx."
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -43,7 +47,8 @@ def calibration_images(
     if stds is not None and min(stds) <= 0:
         raise CStepError(f"--std {std}: must be positive in every channel")
     found = load_dataset(source, split="train", shape=shape, mean=means, std=stds)
-    return found.take(CALIBRATION_IMAGES, seed=0) if len(found) > CALIBRATION_IMAGES else found
+    most = max(LEAST_IMAGES, min(CALIBRATION_IMAGES, CALIBRATION_NUMBERS // prod(found.shape)))
+    return found.take(most, seed=0) if len(found) > most else found
 
 
 def numbers(text: str, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:

@@ -7,33 +7,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import cstep
-from cstep_arguments import (
-    MODEL_HELP,
-    Checkpoint,
-    Data,
-    InputShape,
-    MachineName,
-    ModelName,
-    PerChannel,
-    ProgramFile,
-    calibration_images,
-    numbers,
-)
+from cstep_arguments import Data, MachineName, ProgramFile
+from cstep_check import check_command
+from cstep_compile import compile_command
 from cstep_export import export_command
 from isa.errors import CStepError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from compiler.check import CheckResult
-    from compiler.frontend.model import Model
-    from isa.program import Program
-    from runtime.dataset import Dataset
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -42,7 +25,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.command("compile")(compile_command)
 app.command("export")(export_command)
+app.command("check")(check_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,65 +38,6 @@ def top(
     if version:
         sys.stdout.write(f"cstep {cstep.__version__}\n")
         raise typer.Exit
-
-
-@app.command("compile")
-def compile_command(
-    model: ModelName,
-    calibration: Annotated[str, typer.Option(metavar="DATA", help="Inputs as for `run`, 8 images or more.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The program file to write.")],
-    checkpoint: Checkpoint = None,
-    dump_ir: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the IR after every pass here.")] = None,
-    machine: MachineName = "c-step",
-    schedule: Annotated[
-        cstep.Schedule, typer.Option(help="All layers for all timesteps, or window by window.")
-    ] = "layers",
-    passes: Annotated[str | None, typer.Option(help="Another pipeline, e.g. from the program's provenance.")] = None,
-    check: Annotated[bool, typer.Option(help="Run the module after every pass and compare every current.")] = True,
-    check_images: Annotated[int, typer.Option(min=1, help="How many calibration images that is.")] = cstep.CHECK_IMAGES,
-    input_shape: InputShape = None,
-    mean: PerChannel = None,
-    std: PerChannel = None,
-    test: Annotated[str | None, typer.Option(metavar="DATA", help="Compare top-1 of the float model, program.")] = None,
-) -> None:
-    """Compile a trained model to a program file.
-
-    After every pass the module is run, and every neuron's current is compared.
-    """
-    from compiler.frontend.model import open_model
-    from compiler.pipeline import DEFAULT_PASSES
-    from isa.files import require_directory_of
-    from isa.machine import load_machine
-    from runtime.report.console import note, progress_bar, show
-
-    target = load_machine(machine)
-    require_directory_of(output)
-    with progress_bar("load", None):
-        opened = open_model(model, checkpoint)
-        dataset = calibration_images(calibration, opened, input_shape, mean, std)
-        images = dataset.images
-    if checkpoint is None and not model.endswith(".onnx"):
-        note(f"{model}: no --checkpoint: {opened.checkpoint}")
-    with progress_bar("compile", 1 + len((passes or DEFAULT_PASSES).split(","))) as step:
-        compiled = cstep.compile_checked(
-            opened.module,
-            images[:1],
-            images,
-            target,
-            check=images[:check_images] if check else None,
-            passes=passes,
-            schedule=schedule,
-            dump_to=dump_ir,
-            origin=(model, opened.checkpoint, f"{dataset.name}, {len(images)} images, sha256:{dataset.digest[:16]}"),
-            normalisation=(dataset.mean, dataset.std),
-            progress=lambda name: step(None, name),
-        )
-    compiled.program.save(output)
-    show(checks_table(compiled.checks))
-    code, weights = len(compiled.program.code), len(compiled.program.memory)
-    show(f"{output}: {code:,} instructions, {weights:,} bytes of weights and constants, machine {target.name}")
-    if test is not None:
-        show(compare_accuracy(opened, compiled.program, labelled(test, compiled.program)))
 
 
 @app.command("run")
@@ -221,31 +147,6 @@ def opt(
 
 
 @app.command()
-def check(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = None,
-    checkpoint: Checkpoint = None,
-    ops: Annotated[bool, typer.Option("--ops", help="List what the compiler knows, and stop.")] = False,
-    input_shape: InputShape = None,
-    machine: MachineName = "c-step",
-) -> None:
-    """Say what of a model maps to the machine.
-
-    And what does not, where that is, and what to do.
-    """
-    from runtime.report.console import show
-
-    if ops:
-        from compiler.frontend.torch_ops import supported
-
-        for kind, names in supported().items():
-            show(f"[bold]{kind}[/]: {', '.join(names)}")
-        return
-    if model is None:
-        raise CStepError("check: name a MODEL, or ask for --ops")
-    check_model(model, checkpoint, input_shape, machine)
-
-
-@app.command()
 def models() -> None:
     """List the zoo: names that MODEL can be."""
     from compiler import zoo
@@ -271,73 +172,6 @@ def machines() -> None:
 
     for name in presets():
         show(f"[bold]{name}[/]: {load_machine(name).description}")
-
-
-def check_model(name: str, checkpoint: Path | None, input_shape: str | None, machine: str) -> None:
-    """Compile with made-up calibration and show the layers, or list everything that does not map."""
-    import numpy as np
-    import torch
-
-    from compiler.frontend.mapping import unmapped
-    from compiler.frontend.model import open_model
-    from isa.machine import load_machine
-    from runtime.report.console import show
-    from runtime.report.listing import layer_table
-
-    target = load_machine(machine)
-    opened = open_model(name, checkpoint)
-    shape = numbers(input_shape, "--input-shape", int) if input_shape else opened.input
-    if shape is None or len(shape) not in (3, 4) or min(shape) < 1:
-        raise CStepError(f"{name}: say what it takes, --input-shape 3,32,32 (or 10,2,128,128 of events: T,C,H,W)")
-    images = np.random.default_rng(0).standard_normal((8, *shape)).astype(np.float32)
-    problems = unmapped(opened.module, torch.from_numpy(images[:1]))
-    if problems:
-        for problem in problems:
-            show(f"does not map: {problem}", markup=False)
-        raise CStepError(f"{name}: {len(problems)} of its calls do not map; replace them, see `cstep check --ops`")
-    program = cstep.compile(opened.module, images[:1], calibration=images, machine=target, check=False)
-    show(layer_table(program))
-    show(f"{name} maps to {target.name}: {len(program.code):,} instructions (weights as given, input range made up)")
-
-
-def labelled(source: str, program: Program) -> Dataset:
-    """A data set with labels to test the program on."""
-    from runtime.report.measure import inputs_for
-
-    dataset = inputs_for(program, source, None)
-    if dataset.labels is None:
-        raise CStepError(f"{source}: has no labels; --test needs them")
-    return dataset
-
-
-def compare_accuracy(model: Model, program: Program, dataset: Dataset) -> str:
-    """Top-1 of the float model and of the program on the same inputs."""
-    import numpy as np
-
-    from compiler.frontend.eager import eager_labels
-    from runtime.report.console import progress_bar
-
-    assert dataset.labels is not None
-    with progress_bar("float model", len(dataset)) as step:
-        labels = eager_labels(model.module, dataset.images, step)
-    with progress_bar("program", len(dataset)) as step:
-        result = cstep.run(program, dataset.images, progress=step)
-    right = [int(np.equal(found, dataset.labels).sum()) for found in (labels, result.labels)]
-    texts = [f"{count / len(dataset):.2%} ({count} of {len(dataset)})" for count in right]
-    return f"top-1 on {dataset.name}: float model {texts[0]}, program {texts[1]}"
-
-
-def checks_table(checks: Sequence[CheckResult]) -> Table:
-    """What was compared after every pass."""
-    from rich.table import Table
-
-    table = Table("pass", "compared", "differing", "seconds", "check", "how", box=None, pad_edge=False)
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    for each in checks:
-        compared = (f"{each.compared:,}", "0") if each.compared else ("", "")
-        table.add_row(each.name, *compared, f"{each.seconds:.1f}", f"{each.check_seconds:.1f}", each.note)
-    return table
 
 
 def write_text(text: str, path: Path | None) -> None:

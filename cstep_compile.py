@@ -1,0 +1,206 @@
+"""`cstep compile`: from a model to a program file, and what that needs to know of the model's inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import cstep
+from cstep_arguments import Checkpoint, InputShape, MachineName, ModelName, PerChannel, calibration_images, numbers
+from isa.errors import CStepError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+    from torch import nn
+
+    from compiler.check import CheckResult
+    from compiler.frontend.model import Model
+    from isa.program import Program
+    from runtime.dataset import Dataset
+
+
+def compile_command(
+    model: ModelName,
+    checkpoint: Checkpoint = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Inputs as for `run`, 8 or more; some models need none.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The program file to write; MODEL.cstep if not said.")
+    ] = None,
+    dump_ir: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the IR after every pass here.")] = None,
+    machine: MachineName = "c-step",
+    schedule: Annotated[
+        cstep.Schedule, typer.Option(help="All layers for all timesteps, or window by window.")
+    ] = "layers",
+    passes: Annotated[str | None, typer.Option(help="Another pipeline, e.g. from the program's provenance.")] = None,
+    check: Annotated[bool, typer.Option(help="Run the module after every pass and compare every current.")] = True,
+    check_images: Annotated[
+        int | None, typer.Option(min=1, help="On how many inputs; 4, or 1 where they are large.")
+    ] = None,
+    input_shape: InputShape = None,
+    mean: PerChannel = None,
+    std: PerChannel = None,
+    test: Annotated[str | None, typer.Option(metavar="DATA", help="Compare top-1 of the float model, program.")] = None,
+) -> None:
+    """Compile a trained model to a program file.
+
+    After every pass the module is run, and every neuron's current is compared. Where the weights alone say all
+    integers, calibration is not needed: the range of an image is that of normalised pixels.
+    """
+    from compiler.frontend.model import open_model
+    from compiler.pipeline import DEFAULT_PASSES
+    from isa.files import require_directory_of
+    from isa.machine import load_machine
+    from runtime.report.console import note, progress_bar, show
+
+    target = load_machine(machine)
+    output = output if output is not None else default_output(model)
+    require_directory_of(output)
+    with progress_bar("load", None):
+        opened = open_model(model, checkpoint)
+        given = inputs_for(opened, calibration, input_shape, mean, std, check_images)
+    if checkpoint is None and not model.endswith(".onnx"):
+        note(f"{model}: no --checkpoint: {opened.checkpoint}")
+    with progress_bar("compile", 1 + len((passes or DEFAULT_PASSES).split(","))) as step:
+        compiled = cstep.compile_checked(
+            opened.module,
+            given.example,
+            given.calibration,
+            target,
+            check=given.compared if check else None,
+            passes=passes,
+            schedule=schedule,
+            dump_to=dump_ir,
+            origin=(model, opened.checkpoint, given.about),
+            normalisation=given.normalisation,
+            image_scale=given.image_scale,
+            consume=test is None,
+            progress=lambda name: step(None, name),
+        )
+    compiled.program.save(output)
+    show(checks_table(compiled.checks))
+    if check:
+        show(f"compared after every pass: {given.compared_on}")
+    code, weights = len(compiled.program.code), len(compiled.program.memory)
+    show(f"{output}: {code:,} instructions, {weights:,} bytes of weights and constants, machine {target.name}")
+    if test is not None:
+        show(compare_accuracy(opened.module, compiled.program, labelled(test, compiled.program)))
+
+
+def default_output(model: str) -> Path:
+    """`spikformer-4-384.cstep`, `build.cstep` of `model.py:build`, `net.cstep` of `exports/net.onnx`."""
+    last = re.split(r"[:/\\]", model)[-1]
+    return Path(f"{last.removesuffix('.onnx')}.cstep")
+
+
+@dataclass(frozen=True)
+class CompileInputs:
+    """What compiling takes of inputs, from data or made up."""
+
+    example: NDArray[np.float32]
+    calibration: NDArray[np.float32]
+    """Empty where there is none."""
+    compared: NDArray[np.float32]
+    """What every pass is compared on."""
+    compared_on: str
+    about: str
+    """What calibrated, as the provenance says it."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    image_scale: float | None
+    """Where calibration does not find it."""
+
+
+def inputs_for(
+    model: Model,
+    calibration: str | None,
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    check_images: int | None,
+) -> CompileInputs:
+    """Calibration data as the model takes them; without, what is known of its inputs all the same.
+
+    Raises CStepError where that is not enough, with the reason.
+    """
+    from compiler.calibrate.without_data import MadeInputs
+
+    if calibration is not None:
+        dataset = calibration_images(calibration, model, input_shape, mean, std)
+        images = dataset.images
+        compared = images[: check_images or cstep.check_images(images.shape[1:])]
+        return CompileInputs(
+            images[:1],
+            images,
+            compared,
+            f"{len(compared)} of the calibration inputs",
+            f"{dataset.name}, {len(images)} images, sha256:{dataset.digest[:16]}",
+            (dataset.mean, dataset.std),
+            None,
+        )
+    if model.needs_calibration:
+        raise CStepError(f"{model.name}: give --calibration DATA, 8 inputs or more: {model.needs_calibration}")
+    shape = numbers(input_shape, "--input-shape", int) if input_shape else model.input
+    means = numbers(mean, "--mean", float) if mean else model.mean or ()
+    stds = numbers(std, "--std", float) if std else model.std or ()
+    if shape is None or len(shape) not in (3, 4) or min(shape) < 1:
+        raise CStepError(f"{model.name}: give --calibration DATA, 8 inputs or more; or --input-shape, --mean and --std")
+    made = MadeInputs.of(shape, means, stds, check_images or cstep.check_images(shape))
+    kind = "event counts" if len(shape) == 4 else "8-bit pixels, normalised"
+    plural = "" if len(made.inputs) == 1 else "s"
+    return CompileInputs(
+        made.inputs[:1],
+        made.inputs[:0],
+        made.inputs,
+        f"{len(made.inputs)} random input{plural} ({kind}); no calibration data were needed",
+        made.about,
+        (means, stds),
+        made.image_scale,
+    )
+
+
+def labelled(source: str, program: Program) -> Dataset:
+    """A data set with labels to test the program on."""
+    from runtime.report.measure import inputs_for
+
+    dataset = inputs_for(program, source, None)
+    if dataset.labels is None:
+        raise CStepError(f"{source}: has no labels; --test needs them")
+    return dataset
+
+
+def compare_accuracy(module: nn.Module, program: Program, dataset: Dataset) -> str:
+    """Top-1 of the float model and of the program on the same inputs."""
+    import numpy as np
+
+    from compiler.frontend.eager import eager_labels
+    from runtime.report.console import progress_bar
+
+    assert dataset.labels is not None
+    with progress_bar("float model", len(dataset)) as step:
+        labels = eager_labels(module, dataset.images, step)
+    with progress_bar("program", len(dataset)) as step:
+        result = cstep.run(program, dataset.images, progress=step)
+    right = [int(np.equal(found, dataset.labels).sum()) for found in (labels, result.labels)]
+    texts = [f"{count / len(dataset):.2%} ({count} of {len(dataset)})" for count in right]
+    return f"top-1 on {dataset.name}: float model {texts[0]}, program {texts[1]}"
+
+
+def checks_table(checks: Sequence[CheckResult]) -> Table:
+    """What was compared after every pass."""
+    from rich.table import Table
+
+    table = Table("pass", "compared", "differing", "seconds", "check", "how", box=None, pad_edge=False)
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for each in checks:
+        compared = (f"{each.compared:,}", "0") if each.compared else ("", "")
+        table.add_row(each.name, *compared, f"{each.seconds:.1f}", f"{each.check_seconds:.1f}", each.note)
+    return table

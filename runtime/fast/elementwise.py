@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import njit
 
 from runtime.fast.dma import put_words, refresh_mask, refresh_pixels
@@ -46,56 +44,44 @@ def add(row, memories, scratch):
         refresh_mask(memories, row[ADD.result] + plane * stride, 2 * words)
 
 
-def _rescale_all(narrow: bool) -> Any:
-    """Rescale from int16 (`narrow`) or int32 accumulators."""
-    load_sums, size = (_load_16s, 2) if narrow else (_load_32s, 4)
-
-    @njit
-    def rescale_all(row, memories):
-        """All values, in the order in which they lie: a result that starts where an operand does never passes it."""
-        outputs, adds, small = row[RESCALE.outputs], row[RESCALE.adds], row[RESCALE.small]
-        bias = memories.constant + row[RESCALE.constants]
-        multiplier = bias + 4 * outputs
-        divisor = row[RESCALE.divisor]
-        shift, half = _splat(divisor), _splat(1 << (divisor - 1) if divisor else 0)
-        top = 1 << (7 if small else 15)
-        lowest, highest = _splat(-top), _splat(top - 1)
-        sums, addend = memories.output + row[RESCALE.accumulators], memories.output + row[RESCALE.addend]
-        result, width = memories.output + row[RESCALE.result], 1 if small else 2
-        for _ in range(row[RESCALE.steps] * row[RESCALE.pixels]):
-            for first in range(0, outputs, LANES):
-                values = _widen(load_sums(sums + size * first)) * _widen(_load_32s(multiplier + 4 * first))
-                values = ((values + half) >> shift) + _widen(_load_32s(bias + 4 * first))
-                values = choose(at_least(values, lowest), values, lowest)
-                values = choose(at_least(highest, values), values, highest)
-                if adds:
-                    values += _widen(_load_16s(addend + 2 * first))
-                    values = choose(at_least(values, lowest), values, lowest)
-                    values = choose(at_least(highest, values), values, highest)
-                keep = (1 << min(outputs - first, LANES)) - 1
-                if small:
-                    store_lanes(result + first, _to_8(values), keep)
-                elif outputs - first >= LANES:
-                    vector_store(result + 2 * first, _to_16(values))
-                else:
-                    store_lanes(result + 2 * first, _to_16(values), keep)
-            sums += size * outputs
-            addend += 2 * outputs
-            result += width * outputs
-
-    return rescale_all
-
-
-_rescale_wide, _rescale_narrow = _rescale_all(False), _rescale_all(True)
+@njit
+def rescale(row, memories):
+    """All values, in the order in which they lie: a result that starts where an operand does never passes it."""
+    outputs, adds, small, narrow = row[RESCALE.outputs], row[RESCALE.adds], row[RESCALE.small], row[RESCALE.narrow]
+    bias = memories.constant + row[RESCALE.constants]
+    multiplier = bias + 4 * outputs
+    divisor = row[RESCALE.divisor]
+    shift, half = _splat(divisor), _splat(1 << (divisor - 1) if divisor else 0)
+    top = 1 << (7 if small else 15)
+    lowest, highest = _splat(-top), _splat(top - 1)
+    sums, addend = memories.output + row[RESCALE.accumulators], memories.output + row[RESCALE.addend]
+    result = memories.output + row[RESCALE.result]
+    sum_bytes, result_bytes = 2 if narrow else 4, 1 if small else 2
+    for _ in range(row[RESCALE.steps] * row[RESCALE.pixels]):
+        for first in range(0, outputs, LANES):
+            place = sums + sum_bytes * first
+            values = _widen(_load_16s(place)) if narrow else _widen(_load_32s(place))
+            values = (values * _widen(_load_32s(multiplier + 4 * first)) + half) >> shift
+            values = clamped(values + _widen(_load_32s(bias + 4 * first)), lowest, highest)
+            if adds:
+                values = clamped(values + _widen(_load_16s(addend + 2 * first)), lowest, highest)
+            keep = (1 << min(outputs - first, LANES)) - 1
+            if small:
+                store_lanes(result + first, _to_8(values), keep)
+            elif outputs - first >= LANES:
+                vector_store(result + 2 * first, _to_16(values))
+            else:
+                store_lanes(result + 2 * first, _to_16(values), keep)
+        sums += sum_bytes * outputs
+        addend += 2 * outputs
+        result += result_bytes * outputs
 
 
 @njit
-def rescale(row, memories):
-    """All values of a Rescale."""
-    if row[RESCALE.narrow]:
-        _rescale_narrow(row, memories)
-    else:
-        _rescale_wide(row, memories)
+def clamped(values, lowest, highest):
+    """Lane by lane, no less than `lowest` and no more than `highest`."""
+    values = choose(at_least(values, lowest), values, lowest)
+    return choose(at_least(highest, values), values, highest)
 
 
 @njit

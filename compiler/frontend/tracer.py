@@ -22,6 +22,8 @@ from compiler.frontend.padded_norm import pads_norm
 from isa.errors import CStepError
 
 _TORCH = str(Path(torch.__file__).parent)
+_PLUMBING = ("spikingjelly/activation_based/layer", "spikingjelly/activation_based/functional")
+"""Parts of a path: who calls these layers is who is meant."""
 _PLAIN = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "layout", "is_sparse", "names"}
 _ABOUT = {
     "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex",
@@ -31,18 +33,14 @@ _ABOUT = {
 
 
 def _source_line() -> str:
-    """File and line of the innermost Python frame that belongs to the model; of a library's only where all are."""
+    """File and line of the innermost Python frame that belongs to the model."""
     frame: FrameType | None = inspect.currentframe()
-    innermost = ""
-    while frame is not None and not (frame.f_code.co_filename == __file__ and frame.f_code.co_name == "trace"):
+    while frame is not None:
         name = frame.f_code.co_filename
-        if name != __file__ and not name.startswith((_TORCH, "<")):
-            line = f"{Path(name).name}:{frame.f_lineno}"
-            if "site-packages" not in name:
-                return line
-            innermost = innermost or line
+        if not (name == __file__ or name.startswith((_TORCH, "<")) or any(part in name for part in _PLUMBING)):
+            return f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back
-    return innermost
+    return ""
 
 
 class ExampleProxy(fx.Proxy):

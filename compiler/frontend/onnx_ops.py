@@ -13,7 +13,7 @@ from onnx import TensorProto
 from compiler.frontend.onnx_elementwise import ELEMENTWISE
 from compiler.frontend.onnx_graph import Graph, Node, slice_numbers, written
 from compiler.frontend.onnx_layers import affine, batch_norm, conv, gemm, matmul, max_pool, pool
-from compiler.frontend.onnx_model import Translation
+from compiler.frontend.onnx_model import Ref, Translation
 from compiler.frontend.onnx_neuron import Neuron
 from compiler.ir.onnx_schema import DOMAIN, LEVEL, NEURON, defaults, required
 from compiler.zoo.level import Level
@@ -89,8 +89,25 @@ def reshape(t: Translation, node: Node) -> None:
         for axis in sorted(axis % len(after) for axis in _axes(t, node) or ()):
             x = t.apply(node, torch.unsqueeze, x, axis)
     elif before != after:
-        x = t.apply(node, torch.reshape, x, list(after))
+        x = _regrouped(t, node, x, before, after)
     t.give(node, x)
+
+
+def _regrouped(t: Translation, node: Node, x: Ref, before: Sequence[int], after: Sequence[int]) -> Ref:
+    """Some neighbouring dimensions as one, or one as some: said so, where sizes of 1 would leave open which is meant.
+
+    The leading dimensions are taken first, for they are time and batch.
+    """
+    most = min(len(before), len(after)) - 1
+    behind = next((n for n in range(most) if before[-1 - n] != after[-1 - n]), most)
+    most -= behind
+    ahead = next((n for n in range(most) if before[n] != after[n]), most)
+    old, new = (list(sizes[ahead : len(sizes) - behind]) for sizes in (before, after))
+    if len(new) == 1 and len(old) > 1:
+        return t.apply(node, torch.flatten, x, ahead, ahead + len(old) - 1)
+    if len(old) == 1 and len(new) > 1:
+        return t.apply(node, torch.unflatten, x, ahead, tuple(new))
+    return t.apply(node, torch.reshape, x, list(after))
 
 
 def _dropped(t: Translation, node: Node, shape: Sequence[int]) -> list[int]:

@@ -41,7 +41,7 @@ def test_a_family_is_bit_equal_at_other_timesteps(name: str, steps: int) -> None
     family = FAMILIES[name]
     model = family.build()
     if hasattr(model, "T"):
-        model.T = steps
+        model.__dict__["T"] = steps
     network = import_model(model, family.example(steps))
     assert compare_with_eager(model, network, family.inputs(2, seed=5, steps=steps)) > 0
     trains = {op.result_type.steps for op in network.operations() if isinstance(op, NEURONS)}

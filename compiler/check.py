@@ -2,7 +2,8 @@
 
 Up to quantisation the comparison is in float64, each neuron given the spikes that it had before the pass, so that one
 rounding does not become another network; from quantisation on every integer must be the same. The module after
-`quantise` is also compared with an independent oracle (its ONNX form on onnxruntime).
+`quantise` is also compared with an independent oracle (its ONNX form on onnxruntime), and there every membrane stream
+is compared, too: the last one may reach the logits with no neuron between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from compiler.backend.allocate import allocate
 from compiler.backend.emit import emit, neuron_labels
 from compiler.ir import spike
 from compiler.ir.cstep import BufferOp, InstructionOp
-from compiler.ir.meaning import NEURONS, Executor, Run
+from compiler.ir.meaning import NEURONS, STREAMS, Executor, Run
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
@@ -50,7 +51,7 @@ class CheckResult:
 
     name: str
     compared: int
-    """Currents and logits compared."""
+    """Currents, values of streams and logits compared."""
     note: str
     check_seconds: float = 0.0
     seconds: float = 0.0
@@ -64,7 +65,7 @@ class Checker:
         self._reference: list[Run] = []
         self._sources: dict[str, str] = {}
         self._live: set[str] = set()
-        """Neurons that reach the output, in the module before."""
+        """Neurons and streams that reach the output, in the module before."""
 
     def compare(self, each: NetworkPass | None, after: Network, dump: Path | None) -> CheckResult:
         """Execute `after` and compare; raises CStepError at the first difference."""
@@ -78,7 +79,7 @@ class Checker:
         except CStepError as error:
             text = str(error)
             raise CStepError(text if text.startswith(f"{name}: ") else f"{name}: the module after it: {text}") from None
-        self._live = _live_neurons(after)
+        self._live = _live_labels(after)
         return replace(result, check_seconds=time.perf_counter() - started)
 
     def _compare(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
@@ -91,11 +92,11 @@ class Checker:
             if not self._reference:
                 self._reference = runs
                 return CheckResult(name, 0, "reference")
-            return self._integers(name, runs, dump, "emulator == integer model")
+            return self._integers(name, runs, dump, "emulator == integer model", streams=False)
         if keeps == Keeps.INTEGERS:
             return self._integers(name, self._executed(after, torch.float32), dump, "== integer model")
         if keeps == Keeps.NOTHING and self._reference:
-            self._reference = self._executed(after, torch.float32)
+            self._reference, self._live = self._executed(after, torch.float32), _live_labels(after)
             return self._oracle(name, after, dump)
         if keeps == Keeps.NOTHING:
             self._reference = self._executed(after, torch.float64)
@@ -126,16 +127,19 @@ class Checker:
         oracle = Oracle(after)
         return self._integers(name, [oracle.run(x) for x in self.inputs], dump, "onnxruntime == integer model")
 
-    def _integers(self, name: str, runs: list[Run], dump: Path | None, note: str) -> CheckResult:
-        """Every integer the same."""
+    def _integers(self, name: str, runs: list[Run], dump: Path | None, note: str, streams: bool = True) -> CheckResult:
+        """Every integer the same; those of `streams`, too, which the emulator does not show."""
         compared = 0
         for image, (before, after) in enumerate(zip(self._reference, runs, strict=True)):
-            for label, current in before.currents.items():
-                if label not in after.currents:
+            pairs = {label: (current, after.currents.get(label)) for label, current in before.currents.items()}
+            if streams:
+                pairs |= {label: (stream, after.streams.get(label)) for label, stream in before.streams.items()}
+            for label, (current, seen) in pairs.items():
+                if seen is None:
                     self._gone(name, label)
                     continue
                 compared += current.size
-                seen = after.currents[label].reshape(current.shape)
+                seen = seen.reshape(current.shape)
                 if not np.array_equal(current, seen):
                     raise self._difference(name, label, image, current, seen, dump)
             compared += before.output.size
@@ -208,15 +212,15 @@ def _is_program(network: Network) -> bool:
     return any(isinstance(op, InstructionOp) for op in network.operations())
 
 
-def _live_neurons(network: Network) -> set[str]:
-    """Labels of the neurons from which the output comes."""
+def _live_labels(network: Network) -> set[str]:
+    """Labels of the neurons and streams from which the output comes."""
     if _is_program(network):
         return set(neuron_labels(network).values())
     live: set[Operation] = set()
     for op in reversed(list(network.operations())):
         if isinstance(op, spike.Output) or op in live:
             live |= {operand.owner for operand in op.operands if isinstance(operand.owner, Operation)}
-    return {op.label for op in network.operations() if op in live and isinstance(op, NEURONS)}
+    return {op.label for op in network.operations() if op in live and isinstance(op, NEURONS + STREAMS)}
 
 
 def _is_placed(network: Network) -> bool:

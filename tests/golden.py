@@ -25,9 +25,15 @@ from compiler.ir.network import Network, parse
 from compiler.ir.spelling import HouseOperation
 
 MARK = "// becomes\n"
-REALS = {"weight": ("float32", -1.0, 1.0), "bias": ("float32", -1.0, 1.0)}
-NORMS = {"weight": ("float32", 0.5, 1.5), "mean": ("float32", -0.5, 0.5), "variance": ("float32", 0.5, 2.0)}
-INTEGERS = {"weight": ("int8", -127, 128), "bias": ("int32", -200, 200), "threshold": ("int32", 1, 300)}
+Drawn = tuple[str, float, float]
+REALS: dict[str, Drawn] = dict.fromkeys(("weight", "bias", "value"), ("float32", -1.0, 1.0))
+NORMS: dict[str, Drawn] = {
+    "weight": ("float32", 0.5, 1.5), "mean": ("float32", -0.5, 0.5), "variance": ("float32", 0.5, 2.0),
+}  # fmt: skip
+INTEGERS: dict[str, Drawn] = {
+    "weight": ("int8", -127, 128), "bias": ("int32", -200, 200), "threshold": ("int32", 1, 300),
+    "multiplier": ("int32", 1, 65536),
+}  # fmt: skip
 COMMAND = re.compile(r'// cstep opt --passes "(.*)"')
 WEIGHT = re.compile(r"// @(\S+): (\w+) \[([\d, ]+)\]")
 

@@ -13,6 +13,8 @@ from compiler.check import Checker
 from compiler.ir.network import Network, parse
 from compiler.pipeline import PASSES, parse_passes
 
+CALIBRATION = 8
+"""Inputs for a pass that finds something out from data."""
 GOLDEN = sorted((Path(__file__).parent / "passes").glob("*.spike"))
 
 
@@ -30,7 +32,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def test_a_pass_gives_its_golden_text(golden: Golden, request: pytest.FixtureRequest) -> None:
     network = golden.network()
     for each in parse_passes(golden.passes):
-        network = each.apply(network)
+        network = each.apply_with(network, made_up_inputs(network, CALIBRATION))
         network.verify()
     if request.config.getoption("--update-golden"):
         golden.update(network.text())
@@ -43,7 +45,7 @@ def test_a_pass_keeps_every_current(golden: Golden) -> None:
     checker = Checker(made_up_inputs(network, 3), emulate)
     checker.compare(None, network, None)
     for each in parse_passes(golden.passes):
-        network = each.apply(network)
+        network = each.apply_with(network, made_up_inputs(network, CALIBRATION))
         assert checker.compare(each, network, None).compared > 0
 
 
@@ -52,7 +54,7 @@ def test_a_pass_leaves_the_module_it_was_given(golden: Golden) -> None:
     network = golden.network()
     text = network.text()
     for each in parse_passes(golden.passes)[:1]:
-        each.apply(network)
+        each.apply_with(network, made_up_inputs(network, CALIBRATION))
     assert network.text() == text
 
 

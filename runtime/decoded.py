@@ -42,7 +42,7 @@ class Scratch:
         self.starts = max((a.steps * (_pixels(a) + 1) for a in accumulates), default=0)
         self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in paired), default=0)
         self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in paired), default=0)
-        self.head = max((a.width * (a.width + 16) for a in attends), default=0)
+        self.head = max((a.width * (a.value_width + 16) for a in attends), default=0)
 
 
 def _pixels(each: Window) -> int:

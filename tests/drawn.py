@@ -240,9 +240,11 @@ def adds(draw: st.DrawFn) -> Add:
 @st.composite
 def attends(draw: st.DrawFn) -> Attend:
     """Heads that begin anywhere in a word, and fill words or do not."""
-    heads, width = draw(st.integers(1, 4)), draw(st.sampled_from([3, 8, 16, 20, 32, 50]))
+    heads, widths = draw(st.integers(1, 4)), st.sampled_from([3, 8, 16, 20, 32, 50])
+    width, value_width = draw(widths), draw(widths)
     first_bit, queries, keys = draw(st.integers(0, 15)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
     pixel_stride = 2 * words_of(first_bit + heads * width) + draw(st.sampled_from([0, 2]))
+    value_pixel_stride = 2 * words_of(first_bit + heads * value_width) + draw(st.sampled_from([0, 2]))
     return Attend(
         q=0,
         k=5000,
@@ -253,10 +255,13 @@ def attends(draw: st.DrawFn) -> Attend:
         keys=keys,
         heads=heads,
         width=width,
+        value_width=value_width,
         first_bit=first_bit,
         pixel_stride=pixel_stride,
+        value_pixel_stride=value_pixel_stride,
         query_step_stride=pixel_stride * queries,
         key_step_stride=pixel_stride * keys,
+        value_step_stride=value_pixel_stride * keys,
         values_first=draw(FLAG),
         q_planes=draw(PLANES),
         k_planes=draw(PLANES),

@@ -200,18 +200,19 @@ def test_features_are_rounded_before_they_are_classified() -> None:
     assert np.array_equal(ran.values("output", "<i4", 9000, 11, after=True), logits)
 
 
-def test_attention_of_counts_weighs_their_planes() -> None:
-    tokens = {"queries": 5, "keys": 6, "heads": 2, "width": 24, "first_bit": 0, "steps": STEPS}
+def test_attention_of_counts_weighs_their_planes_and_may_have_wider_values() -> None:
+    tokens = {"queries": 5, "keys": 6, "heads": 2, "width": 24, "value_width": 40, "first_bit": 0, "steps": STEPS}
     strides = {"pixel_stride": 6, "query_step_stride": 30, "key_step_stride": 36}
+    strides |= {"value_pixel_stride": 10, "value_step_stride": 60}
     planes = {"q_planes": 2, "k_planes": 3, "v_planes": 2}
     ran = Ran(Attend(**tokens, **strides, **planes, q=0, k=1000, v=2000, accumulators=64, values_first=0))
 
-    def counts(address: int, many: int, number: int) -> Integers:
-        bits = ran.spikes(address, 48, many, STEPS, number).reshape(many, STEPS, number, 2, 24)
+    def counts(address: int, many: int, number: int, width: int) -> Integers:
+        bits = ran.spikes(address, 2 * width, many, STEPS, number).reshape(many, STEPS, number, 2, width)
         return np.tensordot(1 << np.arange(many), bits, axes=1)
 
-    scores = np.einsum("sihc,sjhc->shij", counts(0, 2, 5), counts(1000, 3, 6))
-    mixed = np.einsum("shij,sjhc->sihc", scores, counts(2000, 2, 6))
+    scores = np.einsum("sihc,sjhc->shij", counts(0, 2, 5, 24), counts(1000, 3, 6, 24))
+    mixed = np.einsum("shij,sjhc->sihc", scores, counts(2000, 2, 6, 40))
     assert np.array_equal(ran.values("output", "<i4", 64, *mixed.shape, after=True), mixed)
 
 

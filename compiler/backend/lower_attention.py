@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
+from compiler.backend.heads import spread_heads
 from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
 from compiler.backend.stages import AttentionStage
 from compiler.backend.tile import spans
@@ -21,8 +22,19 @@ if TYPE_CHECKING:
 def attention_tiling(lowering: Lowering, stage: AttentionStage) -> AttentionTiling:
     """Heads and queries of a tile."""
     q, k, v = (lowering.plan.train(value) for value in stage.inputs)
-    planes, apart = (q.planes, k.planes, v.planes), q.run > 0
+    planes, apart = (q.planes, k.planes, v.planes), any(info.run for info in (q, k, v))
     return choose_attention(stage, planes, end_demand(lowering, stage), lowering.machine, apart)
+
+
+def spread_where_needed(lowering: Lowering) -> None:
+    """Lay out heads apart for attention that fits the machine only head by head."""
+    for stage in lowering.plan.stages:
+        if isinstance(stage, AttentionStage):
+            try:
+                attention_tiling(lowering, stage)
+            except CStepError:
+                if not spread_heads(lowering.plan, stage):
+                    raise
 
 
 def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> None:
@@ -98,7 +110,7 @@ def _attend(
     operands: dict[str, SSAValue],
     accumulators: SSAValue,
 ) -> None:
-    row = words_of(heads * stage.width) * SPIKE_WORD_BYTES
+    row, value_row = (words_of(heads * width) * SPIKE_WORD_BYTES for width in (stage.width, stage.value_width))
     operand_planes = {
         f"{name}_planes": lowering.plan.train(value).planes for name, value in zip("qkv", stage.inputs, strict=True)
     }
@@ -110,10 +122,13 @@ def _attend(
         keys=stage.keys,
         heads=heads,
         width=stage.width,
+        value_width=stage.value_width,
         first_bit=0,
         pixel_stride=row,
+        value_pixel_stride=value_row,
         query_step_stride=tile.pixels[1] * row,
         key_step_stride=stage.keys * row,
+        value_step_stride=stage.keys * value_row,
         values_first=int(stage.values_first),
         **operand_planes,
     )

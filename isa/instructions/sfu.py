@@ -33,11 +33,12 @@ from isa.word import (
 class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
     """accumulator[step, i, c] = sum over keys j of (sum over c' in c's head of q[step,i,c'] k[step,j,c']) v[step,j,c].
 
-    Softmax-free attention of `heads` heads of `width` channels, for a tile of `queries` rows. Channel 0 of each operand
-    is bit `first_bit` of the word at its address; an operand of several planes is a count train, its planes `steps`
-    steps apart. `values_first` computes q (kT v) instead of (q kT) v: the same integers, other work.
-    Cycles: 8 + ceil(multiply-accumulates / SFU multipliers), with 2 * heads * queries * keys * width a step, or
-    heads * width^2 * (keys + queries) with `values_first`.
+    Softmax-free attention of `heads` heads of `width` channels, `value_width` in v and the result, for a tile of
+    `queries` rows. Channel 0 of each operand is bit `first_bit` of the word at its address; an operand of several
+    planes is a count train, its planes `steps` steps apart. `values_first` computes q (kT v) instead of (q kT) v: the
+    same integers, other work.
+    Cycles: 8 + ceil(multiply-accumulates / SFU multipliers), with heads * queries * keys * (width + value_width) a
+    step, or heads * width * value_width * (keys + queries) with `values_first`.
     """
 
     q: Annotated[int, reads(Region.SPIKE, 17)]
@@ -49,46 +50,53 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
     keys: Annotated[int, Count(12, 1)]
     heads: Annotated[int, Count(7, 1)]
     width: Annotated[int, Count(10, 1)]
+    value_width: Annotated[int, Count(10, 1)]
     first_bit: Annotated[int, Count(4)]
     pixel_stride: Annotated[int, Count(12, 2)]
+    value_pixel_stride: Annotated[int, Count(12, 2)]
     query_step_stride: Annotated[int, Count(17)]
     key_step_stride: Annotated[int, Count(17)]
+    value_step_stride: Annotated[int, Count(17)]
     values_first: Annotated[int, Flag()]
     q_planes: Annotated[int, Count(3, 1)]
     k_planes: Annotated[int, Count(3, 1)]
     v_planes: Annotated[int, Count(3, 1)]
 
     def extents(self) -> dict[str, Strided]:
-        def operand(planes: int, tokens: int, step_stride: int) -> Strided:
-            run = words_of(self.first_bit + self.heads * self.width) * SPIKE_WORD_BYTES
-            return Strided(run, (planes * self.steps, tokens), (step_stride, self.pixel_stride))
+        def operand(width: int, planes: int, tokens: int, strides: tuple[int, int]) -> Strided:
+            run = words_of(self.first_bit + self.heads * width) * SPIKE_WORD_BYTES
+            return Strided(run, (planes * self.steps, tokens), strides)
 
-        outputs = self.steps * self.queries * self.heads * self.width
+        query, key = (self.query_step_stride, self.pixel_stride), (self.key_step_stride, self.pixel_stride)
+        value = (self.value_step_stride, self.value_pixel_stride)
         return {
-            "q": operand(self.q_planes, self.queries, self.query_step_stride),
-            "k": operand(self.k_planes, self.keys, self.key_step_stride),
-            "v": operand(self.v_planes, self.keys, self.key_step_stride),
-            "accumulators": Strided(outputs * ACCUMULATOR_BYTES),
+            "q": operand(self.width, self.q_planes, self.queries, query),
+            "k": operand(self.width, self.k_planes, self.keys, key),
+            "v": operand(self.value_width, self.v_planes, self.keys, value),
+            "accumulators": Strided(self.outputs * ACCUMULATOR_BYTES),
         }
+
+    @property
+    def outputs(self) -> int:
+        """Accumulators of all steps."""
+        return self.steps * self.queries * self.heads * self.value_width
 
     @property
     def multiplications(self) -> int:
         if self.values_first:
-            return self.steps * self.heads * self.width * self.width * (self.keys + self.queries)
-        return 2 * self.steps * self.heads * self.queries * self.keys * self.width
+            return self.steps * self.heads * self.width * self.value_width * (self.keys + self.queries)
+        return self.steps * self.heads * self.queries * self.keys * (self.width + self.value_width)
 
     def cost(self, machine: Machine) -> Cost:
         return Cost(SFU_FILL + ceil_divide(self.multiplications, machine.sfu_multipliers))
 
     def counts(self) -> dict[str, int]:
-        row = words_of(self.heads * self.width) * SPIKE_WORD_BYTES
-        outputs = self.steps * self.queries * self.heads * self.width
+        row, value_row = (words_of(self.heads * width) * SPIKE_WORD_BYTES for width in (self.width, self.value_width))
+        queries_and_keys = (self.q_planes * self.queries + self.k_planes * self.keys) * row
         return {
             "mac": self.multiplications,
-            "spike_buffer_bytes": self.steps
-            * (self.q_planes * self.queries + (self.k_planes + self.v_planes) * self.keys)
-            * row,
-            "output_buffer_bytes": outputs * ACCUMULATOR_BYTES,
+            "spike_buffer_bytes": self.steps * (queries_and_keys + self.v_planes * self.keys * value_row),
+            "output_buffer_bytes": self.outputs * ACCUMULATOR_BYTES,
         }
 
     def check(self) -> None:

@@ -25,39 +25,41 @@ def bits_at(address, bit, count):
 
 
 @njit
-def clear_head(width, head):
+def clear_head(row, head):
     """head[c', c] = 0."""
-    for channel in range(width):
-        for column in range(0, width, LANES):
-            vector_store(head + 4 * (channel * (width + LANES) + column), _splat(0))
+    values = row[ATTEND.value_width]
+    for channel in range(row[ATTEND.width]):
+        for column in range(0, values, LANES):
+            vector_store(head + 4 * (channel * (values + LANES) + column), _splat(0))
 
 
 @njit
-def keys_times_values(row, keys, values, first, head, plane):
-    """head[c', c] += 1 << plane for every key with bit c' of k and bit c of v; the head's bits begin at `first`."""
-    width, one, none = row[ATTEND.width], _splat(1 << plane), _splat(0)
-    pitch = 4 * (width + LANES)
+def keys_times_values(row, keys, values, number, head, plane):
+    """head[c', c] += 1 << plane for every key with bit c' of k and bit c of v, in head `number`."""
+    width, values_width, one, none = row[ATTEND.width], row[ATTEND.value_width], _splat(1 << plane), _splat(0)
+    first, first_value = row[ATTEND.first_bit] + number * width, row[ATTEND.first_bit] + number * values_width
+    pitch = 4 * (values_width + LANES)
     for _ in range(row[ATTEND.keys]):
         for part in range(0, width, LANES):
             bits = bits_at(keys, first + part, min(width - part, LANES))
             while bits != 0:
                 place = head + (part + lowest_bit(bits)) * pitch
-                for column in range(0, width, LANES):
-                    ones = bits_at(values, first + column, min(width - column, LANES))
+                for column in range(0, values_width, LANES):
+                    ones = bits_at(values, first_value + column, min(values_width - column, LANES))
                     vector_store(place, _load_32s(place) + choose(ones, one, none))
                     place += 4 * LANES
                 bits &= bits - 1
         keys += row[ATTEND.pixel_stride]
-        values += row[ATTEND.pixel_stride]
+        values += row[ATTEND.value_pixel_stride]
 
 
 @njit
 def query_head(row, queries, accumulators, first, head, plane):
     """accumulator[i, c] = sum of the rows of `head` whose bit of q is set; planes after the first add to it."""
-    width, shift = row[ATTEND.width], _splat(plane)
-    pitch = 4 * (width + LANES)
+    width, values_width, shift = row[ATTEND.width], row[ATTEND.value_width], _splat(plane)
+    pitch = 4 * (values_width + LANES)
     for _ in range(row[ATTEND.queries]):
-        for column in range(0, width, LANES):
+        for column in range(0, values_width, LANES):
             total = _splat(0)
             for part in range(0, width, LANES):
                 bits = bits_at(queries, first + part, min(width - part, LANES))
@@ -66,29 +68,30 @@ def query_head(row, queries, accumulators, first, head, plane):
                     bits &= bits - 1
             if plane > 0:
                 total = (total << shift) + _load_32s(accumulators + 4 * column)
-            store_lanes(accumulators + 4 * column, total, (1 << min(width - column, LANES)) - 1)
-        accumulators += 4 * row[ATTEND.heads] * width
+            store_lanes(accumulators + 4 * column, total, (1 << min(values_width - column, LANES)) - 1)
+        accumulators += 4 * row[ATTEND.heads] * values_width
         queries += row[ATTEND.pixel_stride]
 
 
 @njit
 def attend(row, memories, scratch):
     """All steps and heads of an Attend, every plane of an operand with every plane of the others."""
-    width, heads = row[ATTEND.width], row[ATTEND.heads]
+    width, heads = row[ATTEND.value_width], row[ATTEND.heads]
+    value_plane = row[ATTEND.steps] * row[ATTEND.value_step_stride]
     key_plane = row[ATTEND.steps] * row[ATTEND.key_step_stride]
     query_plane = row[ATTEND.steps] * row[ATTEND.query_step_stride]
     for step in range(row[ATTEND.steps]):
         keys = memories.spike + row[ATTEND.k] + step * row[ATTEND.key_step_stride]
-        values = memories.spike + row[ATTEND.v] + step * row[ATTEND.key_step_stride]
+        values = memories.spike + row[ATTEND.v] + step * row[ATTEND.value_step_stride]
         queries = memories.spike + row[ATTEND.q] + step * row[ATTEND.query_step_stride]
         place = 4 * step * row[ATTEND.queries] * heads * width
         accumulators = memories.output + row[ATTEND.accumulators] + place
         for number in range(heads):
-            first = row[ATTEND.first_bit] + number * width
-            clear_head(width, scratch.head)
+            first = row[ATTEND.first_bit] + number * row[ATTEND.width]
+            clear_head(row, scratch.head)
             for k in range(row[ATTEND.k_planes]):
                 for v in range(row[ATTEND.v_planes]):
-                    keys_times_values(row, keys + k * key_plane, values + v * key_plane, first, scratch.head, k + v)
+                    keys_times_values(row, keys + k * key_plane, values + v * value_plane, number, scratch.head, k + v)
             for q in range(row[ATTEND.q_planes]):
                 place = accumulators + 4 * number * width
                 query_head(row, queries + q * query_plane, place, first, scratch.head, q)

@@ -16,21 +16,25 @@ Integers = NDArray[np.int64]
 
 def attend(each: Attend, state: State, machine: Machine) -> None:
     """Scores of queries with keys, then scores times values, head by head."""
-    q = _heads(each, state, each.q, each.query_step_stride, each.queries, each.q_planes)
-    k = _heads(each, state, each.k, each.key_step_stride, each.keys, each.k_planes)
-    v = _heads(each, state, each.v, each.key_step_stride, each.keys, each.v_planes)
+    query, key = (each.query_step_stride, each.pixel_stride), (each.key_step_stride, each.pixel_stride)
+    value = (each.value_step_stride, each.value_pixel_stride)
+    q = _heads(each, state, each.q, query, each.queries, each.q_planes, each.width)
+    k = _heads(each, state, each.k, key, each.keys, each.k_planes, each.width)
+    v = _heads(each, state, each.v, value, each.keys, each.v_planes, each.value_width)
     scores = np.einsum("sihc,sjhc->shij", q, k)
     mixed = np.einsum("shij,sjhc->sihc", scores, v)
     put_int32(state.output, each.accumulators, mixed)
     check_range(each.mnemonic, state.output, each.accumulators, mixed.size, machine)
 
 
-def _heads(each: Attend, state: State, address: int, step_stride: int, tokens: int, planes: int) -> Integers:
+def _heads(
+    each: Attend, state: State, address: int, strides: tuple[int, int], tokens: int, planes: int, width: int
+) -> Integers:
     """[steps, tokens, heads, width] of one operand, spikes or counts."""
-    channels, counts = each.first_bit + each.heads * each.width, (planes * each.steps, tokens)
-    indices = word_indices(address, (step_stride, each.pixel_stride), counts, words_of(channels))
+    channels, counts = each.first_bit + each.heads * width, (planes * each.steps, tokens)
+    indices = word_indices(address, strides, counts, words_of(channels))
     bits = bits_of(read_words(state, indices), channels)[..., each.first_bit :].astype(np.int64)
-    by_plane = bits.reshape(planes, each.steps, tokens, each.heads, each.width)
+    by_plane = bits.reshape(planes, each.steps, tokens, each.heads, width)
     return (by_plane << np.arange(planes)[:, None, None, None, None]).sum(axis=0)
 
 

@@ -64,6 +64,7 @@ def _cut(module: OnnxModule, neurons: list[Node]) -> Session:
     wanted = [name for name in wanted if name not in spikes and name != graph.input]
     needed, kept = set(wanted), list[onnx.NodeProto]()
     for node in reversed(cut.graph.node):
+        node.name = ""  # onnxruntime wants names to differ, ONNX does not
         if needed & set(node.output) - spikes:
             kept.append(node)
             needed |= set(node.input)

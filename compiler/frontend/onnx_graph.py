@@ -238,6 +238,7 @@ def _evaluate(graph: Graph, fixed: set[Node]) -> None:
     probe = onnx.ModelProto()
     probe.CopyFrom(graph.model)
     for node in probe.graph.node:
+        node.name = ""  # onnxruntime wants names to differ, ONNX does not
         if node.domain == DOMAIN:
             node.op_type, node.domain = "Identity", ""
             del node.attribute[:]
@@ -286,7 +287,7 @@ class Session:
         try:
             return dict(zip(self.names, self.session.run(self.names, inputs), strict=True))
         except Exception as error:  # its exceptions have no common base but Exception
-            raise CStepError(f"{self.file}: onnxruntime fails on it ({one_line(error)})") from None
+            raise CStepError(f"{self.file}: onnxruntime fails on it ({_words(error)})") from None
 
 
 def start(model: onnx.ModelProto, file: str) -> Session:
@@ -300,7 +301,12 @@ def start(model: onnx.ModelProto, file: str) -> Session:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         return Session(session, [output.name for output in session.get_outputs()], file)
     except Exception as error:
-        raise CStepError(f"{file}: onnxruntime does not take it ({one_line(error)})") from None
+        raise CStepError(f"{file}: onnxruntime does not take it ({_words(error)})") from None
+
+
+def _words(error: Exception) -> str:
+    """What onnxruntime says, without its codes: `[ONNXRuntimeError] : 1 : FAIL : ...`."""
+    return " ".join(str(error).rsplit(" : ", 1)[-1].split())[:300]
 
 
 def _refuse(file: str, node: Node, message: str) -> CStepError:

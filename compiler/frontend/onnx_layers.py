@@ -145,7 +145,7 @@ def _norm(t: Translation, node: Node, rank: int, scale: Array, bias: Array, epsi
 def affine(
     t: Translation, node: Node, index: int, *, scale: Array | None = None, bias: Array | None = None, name: int
 ) -> None:
-    """x * scale + bias per channel, as a batch norm of mean 0 and variance 1; operand `name` names it."""
+    """x * scale, or x + bias as a batch norm of mean 0 and variance 1, per channel; operand `name` names it."""
     shape, x = t.shape(node, index), t.value(node, index)
     given = np.asarray(scale if scale is not None else bias)
     if bias is not None and not given.any():
@@ -154,18 +154,18 @@ def affine(
     wide = given.reshape((1,) * (len(shape) - given.ndim) + given.shape) if given.ndim <= len(shape) else given
     varying = [place for place, size in enumerate(wide.shape) if size != 1]
     if wide.ndim != len(shape) or len(varying) > 1 or any(wide.shape[place] != shape[place] for place in varying):
-        raise t.graph.refuse(
-            node, f"computes {list(shape)} with a constant {list(given.shape)}; it must be per channel"
-        )
+        sizes = f"{list(shape)} with a constant {list(given.shape)}"
+        raise t.graph.refuse(node, f"computes {sizes}; a constant is one number, or one a channel")
     channel = varying[0] if varying else 1 if len(shape) == 4 else len(shape) - 1
     if channel == 0 or (channel == 1 and len(shape) == 5):
         raise t.graph.refuse(node, f"computes with constants along dimension {channel} of {list(shape)}, time or batch")
-    vector = np.broadcast_to(wide.reshape(-1), (shape[channel],))
-    ones, zeros = np.ones(shape[channel]), np.zeros(shape[channel])
+    if scale is not None:
+        t.give(node, t.apply(node, torch.mul, x, t.weight(node, name, wide.reshape(wide.shape[channel:]))))
+        return
+    ones, vector = np.ones(shape[channel]), np.broadcast_to(wide.reshape(-1), (shape[channel],))
     if len(shape) == 5:
         x, channel = t.apply(node, torch.flatten, x, 0, 1), channel - 1
-    layer = _norm(t, node, min(len(shape), 4), vector if scale is not None else ones,
-                  vector if bias is not None else zeros, 0.0)  # fmt: skip
+    layer = _norm(t, node, min(len(shape), 4), ones, vector, 0.0)
     if channel != 1:
         x = t.apply(node, torch.transpose, x, 1, channel)
     x = t.layer(node, t.path(node, name), layer, x)

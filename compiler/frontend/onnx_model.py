@@ -28,6 +28,13 @@ class Ref:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A parameter of the module that no layer has."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of a torch function, or of the layer at a path."""
 
@@ -63,7 +70,7 @@ class OnnxModule(nn.Module):
         last = {ref: index for index, call in enumerate(self.calls) for ref in call.operands}
         values: dict[Ref, Any] = {Ref(self.graph.input): x}
         for index, call in enumerate(self.calls):
-            arguments = [_filled(argument, values) for argument in call.arguments]
+            arguments = [self._filled(argument, values) for argument in call.arguments]
             target = call.target if callable(call.target) else self.get_submodule(call.target)
             values[call.result] = _at(self.graph.file, call.place)(target, arguments)
             for ref in set(call.operands) - kept:
@@ -71,11 +78,12 @@ class OnnxModule(nn.Module):
                     del values[ref]
         return {name: values[self.values[name]] for name in keep}
 
-
-def _filled(argument: Any, values: dict[Ref, Any]) -> Any:
-    if isinstance(argument, list):
-        return [_filled(item, values) for item in argument]
-    return values[argument] if isinstance(argument, Ref) else argument
+    def _filled(self, argument: Any, values: dict[Ref, Any]) -> Any:
+        if isinstance(argument, list):
+            return [self._filled(item, values) for item in argument]
+        if isinstance(argument, Weight):
+            return self.get_parameter(argument.path)
+        return values[argument] if isinstance(argument, Ref) else argument
 
 
 def _at(file: str, place: int) -> FunctionType:
@@ -126,8 +134,14 @@ class Translation:
         """Call a new layer, put at `path` or a name like it."""
         return self.apply(node, self.attach(path, layer), x)
 
-    def attach(self, path: str, layer: nn.Module) -> str:
-        """Put a layer into the module at `path`, or at the first free name like it; where it is."""
+    def weight(self, node: Node, index: int, value: Any) -> Weight:
+        """Operand `index`, a constant, as a parameter called as its initializer."""
+        name = self.graph.origins.get(node.input(index), "") or f"{self.scope(node)}.weight"
+        parameter = nn.Parameter(torch.tensor(value, dtype=torch.float32), requires_grad=False)
+        return Weight(self.attach(name, parameter))
+
+    def attach(self, path: str, made: nn.Module | nn.Parameter) -> str:
+        """Put a layer or parameter into the module at `path`, or at the first free name like it; where it is."""
         parts = [part for part in re.split(r"[./:]+", re.sub(r"[^\w./:]", "_", path)) if part] or ["layer"]
         parts = [f"n{part}" if part[0].isdigit() and index == 0 else part for index, part in enumerate(parts)]
         free, number = parts, 2
@@ -140,7 +154,10 @@ class Translation:
             if part not in dict(holder.named_children()):
                 holder.add_module(part, nn.Module())
             holder = holder.get_submodule(part)
-        holder.add_module(free[-1], layer.eval().requires_grad_(False))
+        if isinstance(made, nn.Parameter):
+            holder.register_parameter(free[-1], made)
+        else:
+            holder.add_module(free[-1], made.eval().requires_grad_(False))
         return ".".join(free)
 
     def path(self, node: Node, *weights: int) -> str:

@@ -55,7 +55,7 @@ def index(importer: Importer, x: Any, key: Any) -> Any:
                 raise importer.refuse(f"takes every {step}th element; only slices without a step are supported")
             x, dimension = _part(importer, x, dimension, start, stop - start), dimension + 1
         else:
-            raise importer.refuse(f"indexes a tensor by {type(item).__name__}; only numbers and slices are supported")
+            raise importer.refuse(f"indexes a tensor by {item}; only numbers and slices are supported")
     return x
 
 

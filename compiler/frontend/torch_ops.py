@@ -26,7 +26,14 @@ from compiler.frontend.layers import (
 )
 from compiler.frontend.neurons import class_name, is_neuron
 from compiler.frontend.padded_norm import pads_norm
-from compiler.frontend.pooling import adaptive_average_pool2d, average_pool1d, average_pool2d, max_pool2d, max_pool3d
+from compiler.frontend.pooling import (
+    adaptive_average_pool2d,
+    average_pool1d,
+    average_pool2d,
+    functional_pool,
+    max_pool2d,
+    max_pool3d,
+)
 from compiler.frontend.shapes import (
     clone,
     contiguous,
@@ -98,7 +105,10 @@ FUNCTIONS: dict[Any, Handler] = {
     torch.chunk: chunk,
     torch.split: split,
     torch.unbind: unbind,
+    functional.max_pool2d: functional_pool(nn.MaxPool2d, max_pool2d),
     functional.avg_pool1d: average_pool1d,
+    functional.avg_pool2d: functional_pool(nn.AvgPool2d, average_pool2d),
+    functional.adaptive_avg_pool2d: functional_pool(nn.AdaptiveAvgPool2d, adaptive_average_pool2d),
     functional.dropout: dropout,
 }
 

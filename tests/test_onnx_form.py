@@ -63,8 +63,9 @@ def agree(network: Network, x: NDArray[np.float32]) -> Run:
     expected, found = Executor(network).run(x), Oracle.of(model).run(x)
     assert np.array_equal(expected.output, found.output)
     assert expected.currents.keys() == found.currents.keys()
-    for label, current in expected.currents.items():
-        assert np.array_equal(current, found.currents[label]), label
+    assert expected.streams.keys() == found.streams.keys()
+    for label, current in (expected.currents | expected.streams).items():
+        assert np.array_equal(current, (found.currents | found.streams)[label]), label
     return found
 
 
@@ -291,9 +292,67 @@ def test_a_head_past_float32_is_exact_in_double() -> None:
     assert found.output.tolist() == [240008001, 240008002, 240008003, 240008004]
 
 
-def test_a_sum_over_time_past_float32_is_refused() -> None:
-    message = refusal(LINEAR.format(outputs=4, bound=(1 << 23) + 1), weights(w=(4, 64)))
-    assert message.startswith("total: spike.sum_time could reach 16777218")
+def test_a_sum_past_float32_is_exact_in_double() -> None:
+    text = """
+    %input = spike.input : !spike.train<T=3, 1x64xf32>
+    %image = spike.quantise_image %input scale=1.0 : !spike.train<T=3, 1x64xi8>
+    %wide = spike.linear %image, @w : !spike.train<T=3, 1x4xint<-16000000, 16000000>>
+    %total = spike.sum_time %wide : !spike.tensor<1x4xint<-48000000, 48000000>>
+    %row = spike.reshape %total : !spike.tensor<4xint<-48000000, 48000000>>
+    spike.output %row
+    """
+    found = agree(Network(parse(text), {"w": np.full((4, 64), 1999, np.int32)}), np.full((3, 1, 64), 125, np.float32))
+    assert found.output.tolist() == [47976000] * 4
+
+
+STREAMS = """
+%input = spike.input : !spike.train<T=2, 1x64xf32>
+%image = spike.quantise_image %input scale=0.02 : !spike.train<T=2, 1x64xi8>
+%x = spike.reshape %image : !spike.train<T=2, 8x8xi8>
+%y = spike.rescale %x, @m, @b divisor={divisor} : !spike.train<T=2, 8x8xfixed<16, 6>>
+%z = spike.add %y, %y : !spike.train<T=2, 8x8xfixed<16, 6>>
+%pixels = spike.reshape %z : !spike.train<T=2, 2x4x8xfixed<16, 6>>
+%pool = spike.max_pool %pixels kernel=3, stride=1, padding=1 : !spike.train<T=2, 2x4x8xfixed<16, 6>>
+%c = spike.align %pool shift=-3 : !spike.train<T=2, 2x4x8xint<-4096, 4096>>
+%n = spike.integer_level %c, @t levels=4{ties} : !spike.train<T=2, 2x4x8xcount<4>>
+%d = spike.conv %n, @w kernel=3, padding=1, rows=1 : !spike.train<T=2, 2x4x8xint<-8000, 8000>>
+%s = spike.integer_lif %d, @t multiplier=1, divisor=1 : !spike.train<T=2, 2x4x8xi1>
+%k = spike.reshape %s : !spike.train<T=2, 8x8xi1>
+%e = spike.dilate %k heads=2 : !spike.train<T=2, 8x8xi1>
+%f = spike.multiply %e, %k : !spike.train<T=2, 8x8xi1>
+%g = spike.sum %f axis=0 : !spike.train<T=2, 8xint<0, 8>>
+%h = spike.integer_lif %g, @one multiplier=1, divisor=0 : !spike.train<T=2, 8xi1>
+%i = spike.mask %e, %h : !spike.train<T=2, 8x8xi1>
+%j = spike.head_sum %i heads=4 : !spike.train<T=2, 8x4xint<0, 2>>
+%l = spike.integer_lif %j, @few multiplier=1, divisor=0 : !spike.train<T=2, 8x4xi1>
+%o = spike.mask %e, %l : !spike.train<T=2, 8x8xi1>
+%v = spike.reshape %n : !spike.train<T=2, 4x16xcount<4>>
+%q = spike.reshape %o : !spike.train<T=2, 4x16xi1>
+%half = spike.linear %q, @half : !spike.train<T=2, 4x8xint<-2048, 2048>>
+%qk = spike.integer_lif %half, @t multiplier=1, divisor=1 : !spike.train<T=2, 4x8xi1>
+%a = spike.attention %qk, %qk, %v heads=4 : !spike.train<T=2, 4x16xint<0, 32>>
+%m = spike.sum %a axis=0 : !spike.train<T=2, 16xint<0, 128>>
+%u = spike.sum_time %m : !spike.tensor<16xint<0, 256>>
+%r = spike.align %u shift=-1 : !spike.tensor<16xint<0, 128>>
+%logits = spike.linear %r, @head : !spike.tensor<5xint<-260000, 260000>>
+spike.output %logits
+"""
+
+
+@pytest.mark.parametrize(("divisor", "ties"), [(0, ""), (5, ", ties=up"), (9, "")])
+def test_streams_levels_and_masks_agree(divisor: int, ties: str) -> None:
+    """Every op that the families beside Spikformer need, some of them clamping, some of them at ties."""
+    held = weights(w=(8, 8, 1, 3), head=(5, 16), half=(8, 16))
+    held |= {
+        "m": np.array([1, 2, 3, 200, 300, 32768, 50000, 65535], np.int32) >> max(0, 4 - divisor),
+        "b": np.array([0, 5, -7, 30000, -30000, 1, 0, 99], np.int32),
+        "t": np.array([2, 4, 6, 8, 10, 40, 100, 300], np.int32),
+        "one": np.ones(8, np.int32),
+        "few": np.ones(4, np.int32),
+    }
+    found = agree(Network(parse(STREAMS.format(divisor=divisor, ties=ties)), held), drawn(2, 1, 64))
+    assert found.streams["y"].any()
+    assert all(current.any() for current in found.currents.values())
 
 
 def test_a_decay_past_double_is_refused() -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import frexp, prod
 from typing import Any
 
 from compiler.frontend.dimensions import (
     FEATURE,
-    TIME,
     Atom,
     Constant,
     Dimension,
     Value,
     feature_axis,
     feature_size,
-    is_time,
 )
 from compiler.frontend.importer import Handler, Importer
 from compiler.frontend.shapes import regroup
 from compiler.ir import spike
 from compiler.ir.types import Element
-from compiler.ir.types import Tensor as StaticType
 
 REAL = Element.real()
 
@@ -31,19 +29,18 @@ def takes_constants(handler: Handler) -> Handler:
     return handler
 
 
-def _counted(bound: int, *elements: Element) -> Element:
-    """Counts up to `bound` where all operands are counts."""
-    return Element.count(bound) if all(element.is_count for element in elements) else REAL
-
-
 def add(importer: Importer, left: Any, right: Any) -> Any:
     """x + y of equal shapes."""
     if not isinstance(left, Value) or not isinstance(right, Value):
         raise importer.refuse("adds a constant to a tensor; only tensors of equal shape can be added")
+    if left.shape == right.shape:
+        a, b = left.dimensions, right.dimensions
+        left, right = _aligned(importer, left, a, b), _aligned(importer, right, b, a)
     if left.type.sizes != right.type.sizes or left.type.steps != right.type.steps:
         raise importer.refuse(f"adds {left.type} and {right.type}; only equal shapes can be added")
-    a, b = left.type.element, right.type.element
-    element = _counted(a.bounds[1] + b.bounds[1], a, b) if a.is_count and b.is_count else REAL
+    kinds = left.type.element, right.type.element
+    counts = all(kind.is_count for kind in kinds)
+    element = Element.count(sum(kind.bounds[1] for kind in kinds)) if counts else REAL
     made = importer.make(spike.Add, left, right, result=left.type.with_element(element), hint=importer.hint("add"))
     return Value(made, left.dimensions)
 
@@ -102,23 +99,23 @@ def _product(importer: Importer, left: Value, right: Value) -> Value:
     a, b = (((),) * (rank - len(value.dimensions)) + value.dimensions for value in (left, right))
     left, right = _aligned(importer, left, a, b), _aligned(importer, right, b, a)
     shape = tuple(max(pair) for pair in zip(left.type.sizes, right.type.sizes, strict=True))
-    kinds = left.type.element, right.type.element
-    counted = all(kind.is_count for kind in kinds)
-    bound = kinds[0].bounds[1] * kinds[1].bounds[1] if counted else 0
-    element = Element.spike() if counted and bound == 1 else _counted(bound, *kinds)
-    result = left.type.with_sizes(shape).with_element(element)
+    result = left.type.with_sizes(shape).with_element(_element_of_product(left.type.element, right.type.element))
     made = importer.make(spike.Multiply, left, right, result=result, hint=importer.hint("multiply"))
-    return Value(
-        made,
-        tuple(x if _extent(x) >= _extent(y) else y for x, y in zip(left.dimensions, right.dimensions, strict=True)),
-    )
+    wider = (x if _extent(x) >= _extent(y) else y for x, y in zip(left.dimensions, right.dimensions, strict=True))
+    return Value(made, tuple(wider))
+
+
+def _element_of_product(left: Element, right: Element) -> Element:
+    """Spikes of spikes (an AND), counts of counts."""
+    if not left.is_count or not right.is_count:
+        return REAL
+    bound = left.bounds[1] * right.bounds[1]
+    return Element.spike() if bound == 1 else Element.count(bound)
 
 
 def _extent(dimension: Dimension) -> tuple[int, int]:
-    size = 1
-    for atom in dimension:
-        size *= atom.size
-    return size, len(dimension)
+    """The size of a dimension; of equal ones, the one with more atoms says more."""
+    return prod(atom.size for atom in dimension), len(dimension)
 
 
 def _aligned(importer: Importer, value: Value, own: Sequence[Dimension], other: Sequence[Dimension]) -> Value:
@@ -133,10 +130,9 @@ def _aligned(importer: Importer, value: Value, own: Sequence[Dimension], other: 
 @takes_constants
 def divide(importer: Importer, left: Any, right: Any) -> Any:
     """x / number, a power of two: multiplying by its inverse rounds the same."""
-    if not isinstance(left, Value) or not isinstance(right, int | float) or right <= 0 or 1 / (1 / right) != right:
+    if not isinstance(left, Value) or not isinstance(right, int | float):
         raise importer.refuse("divides by something else than a number")
-    mantissa = float(right).hex().split("p")[0]
-    if mantissa not in ("0x1.0000000000000", "0x1"):
+    if frexp(right)[0] != 0.5:
         raise importer.refuse(f"divides by {right}; only powers of two; write x * (1 / {right})")
     return multiply(importer, left, 1 / right)
 
@@ -152,69 +148,3 @@ def matmul(importer: Importer, left: Value, right: Value) -> Value:
     result = left.type.with_sizes(sizes).with_element(element)
     made = importer.make(spike.Matmul, left, right, result=result, hint=importer.hint("matmul"))
     return Value(made, (*left.dimensions[:-1], right.dimensions[-1]))
-
-
-def mean(importer: Importer, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Mean over one dimension, or several."""
-    return mean_over(importer, x, _places(importer, x, dim, "mean"), keepdim)
-
-
-def total(importer: Importer, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Sum over one dimension, or several."""
-    places = _places(importer, x, dim, "sum")
-    return _reduced(importer, x, places, keepdim, spike.Sum, spike.SumTime)
-
-
-def mean_over(importer: Importer, x: Value, places: Sequence[int], keepdim: bool) -> Value:
-    """Mean over the dimensions `places`."""
-    return _reduced(importer, x, places, keepdim, spike.Mean, spike.MeanTime)
-
-
-def _places(importer: Importer, x: Value, dim: Any, what: str) -> list[int]:
-    if dim is None:
-        raise importer.refuse(f"{what} over all dimensions; say which")
-    return sorted({place % len(x.dimensions) for place in ((dim,) if isinstance(dim, int) else dim)})
-
-
-def _reduced(
-    importer: Importer,
-    x: Value,
-    places: Sequence[int],
-    keepdim: bool,
-    over_features: type[spike.Mean | spike.Sum],
-    over_time: type[spike.MeanTime | spike.SumTime],
-) -> Value:
-    """A reduction. Features that lie side by side are reduced at once, as torch does, because the order rounds."""
-    had = tuple(feature_size(dimension) is not None for dimension in x.dimensions)
-    inner = [place for place in places if had[place]]
-    if len(inner) > 1:
-        if inner != list(range(inner[0], inner[-1] + 1)):
-            raise importer.refuse(f"reduces {x.shape} over {list(places)}; dimensions must lie side by side")
-        merged = tuple(atom for place in inner for atom in x.dimensions[place])
-        between: tuple[Dimension, ...] = ((),) * (len(inner) - 1)
-        x = regroup(importer, x, (*x.dimensions[: inner[0]], merged, *between, *x.dimensions[inner[-1] + 1 :]))
-    for place in inner[:1]:
-        axis = feature_axis(x, place)
-        assert axis is not None
-        sizes = x.type.sizes[:axis] + x.type.sizes[axis + 1 :]
-        element = REAL
-        if over_features is spike.Sum and x.type.element.is_count:
-            element = Element.count(x.type.element.bounds[1] * x.type.sizes[axis])
-        hint = importer.hint(over_features.name.removeprefix("spike."))
-        made = importer.make(
-            over_features, x, result=x.type.with_sizes(sizes).with_element(element), hint=hint, axis=axis
-        )
-        x = Value(made, (*x.dimensions[:place], (), *x.dimensions[place + 1 :]))
-    for place in places:
-        if is_time(x.dimensions[place]):
-            element = REAL
-            if over_time is spike.SumTime and x.type.element.is_count:
-                element = Element.count(x.type.element.bounds[1] * (x.type.steps or 1))
-            hint = importer.hint(over_time.name.removeprefix("spike."))
-            made = importer.make(over_time, x, result=StaticType.of(x.type.sizes, element), hint=hint)
-            rest = tuple(atom for atom in x.dimensions[place] if atom.kind != TIME)
-            x = Value(made, (*x.dimensions[:place], rest, *x.dimensions[place + 1 :]))
-    if keepdim:
-        kept = tuple((Atom(FEATURE, 1),) if place in inner else own for place, own in enumerate(x.dimensions))
-        return regroup(importer, x, kept)
-    return Value(x.ssa, tuple(own for place, own in enumerate(x.dimensions) if place not in places))

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from compiler.frontend.arithmetic import mean_over
 from compiler.frontend.dimensions import FEATURE, Atom, Value, features
 from compiler.frontend.importer import Handler, Importer
 from compiler.frontend.layers import REAL, square
+from compiler.frontend.reductions import mean_over
 from compiler.frontend.shapes import regroup, reorder
 from compiler.ir import spike
 

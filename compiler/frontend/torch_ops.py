@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from compiler.frontend.arithmetic import add, add_in_place, divide, matmul, mean, multiply, total
+from compiler.frontend.arithmetic import add, add_in_place, divide, matmul, multiply
 from compiler.frontend.dimensions import Value
 from compiler.frontend.importer import Handler, Importer
 from compiler.frontend.indexing import chunk, index, split, unbind
@@ -34,6 +34,7 @@ from compiler.frontend.pooling import (
     max_pool2d,
     max_pool3d,
 )
+from compiler.frontend.reductions import mean, total
 from compiler.frontend.shapes import (
     clone,
     contiguous,

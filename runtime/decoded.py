@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate, Attend, Copy, Depthwise, Layer, Store, Window
+from isa.instructions import Accumulate, Attend, Copy, Depthwise, Layer, Multiply, Store, Window
 from isa.machine import Machine
 from isa.program import Program
 from isa.word import Instruction, Region, Unit, field_names
@@ -29,6 +29,8 @@ def columns(kind: type[Instruction]) -> Any:
 
 SPARE_EVENTS = 64
 """Entries behind a list of events that may be written."""
+SPARE_LANES = 64
+"""Outputs that a block of vectors may pass the last one by, and four times the pixels."""
 
 
 class Scratch:
@@ -42,7 +44,21 @@ class Scratch:
         self.starts = max((a.steps * (_pixels(a) + 1) for a in accumulates), default=0)
         self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in paired), default=0)
         self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in paired), default=0)
+        dense = [each for each in code if isinstance(each, Accumulate | Multiply)]
+        self.packed = max((_taps(a) * (a.inputs + 3) * (a.outputs + SPARE_LANES) for a in dense), default=0)
+        self.image = max((_padded_pixels(a) * (a.inputs + 3) for a in dense), default=0)
         self.head = max((a.width * (a.value_width + 16) for a in attends), default=0)
+
+
+def _taps(each: Window) -> int:
+    return each.kernel_rows * each.kernel_columns
+
+
+def _padded_pixels(each: Window) -> int:
+    """Input pixels of a step with the window's borders, and what a group of output pixels may pass a row's end by."""
+    rows = max(each.input_rows + each.top, (each.rows - 1) * each.stride + each.kernel_rows)
+    columns = max(each.input_columns + each.left, (each.columns - 1) * each.stride + each.kernel_columns)
+    return rows * columns + SPARE_LANES // 4 * each.stride
 
 
 def _pixels(each: Window) -> int:
@@ -70,6 +86,8 @@ class Decoded:
     """[n] what each instruction counts whatever the data."""
     shares: NDArray[np.bool_]
     """[n] whether the instruction shares what a pair has in common."""
+    planes: NDArray[np.int64]
+    """[n] how many Accumulates from this one on are the planes of one input; kernels may take them together."""
     scratch: Scratch
 
 
@@ -103,8 +121,25 @@ def _decode(program: Program) -> Decoded:
         posts=_queue_starts(code),
         static=tuple(each.counts() for each in code),
         shares=np.array([isinstance(each, Accumulate) and bool(each.share) for each in code], np.bool_),
+        planes=_planes(code),
         scratch=Scratch(code),
     )
+
+
+def _planes(code: tuple[Instruction, ...]) -> NDArray[np.int64]:
+    counts = np.ones(len(code), np.int64)
+    for index in range(len(code) - 2, -1, -1):
+        if _is_next_plane(code[index], code[index + 1]):
+            counts[index] += counts[index + 1]
+    return counts
+
+
+def _is_next_plane(each: Instruction, after: Instruction) -> bool:
+    """Whether the second adds the next plane of the same pixels to the same accumulators."""
+    if not (isinstance(each, Accumulate) and isinstance(after, Accumulate)) or each.plane + 1 != after.plane:
+        return False
+    other = {"plane": 0, "fresh": 0, "spikes": 0, "wait": 0, "post": 0}
+    return not after.fresh and replace(each, **other) == replace(after, **other)
 
 
 def _layer_marks(code: tuple[Instruction, ...]) -> NDArray[np.int64]:

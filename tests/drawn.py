@@ -72,6 +72,18 @@ def accumulates(draw: st.DrawFn) -> Accumulate:
 
 
 @st.composite
+def accumulates_of_planes(draw: st.DrawFn) -> list[Accumulate]:
+    """The planes of a count train, one Accumulate each, as a layer has them; sometimes one of them is out of order."""
+    window, sides, spikes = draw(windows(wide=False)), draw(accumulate_sides()), 2 * draw(st.integers(0, 100))
+    plane_bytes = window["steps"] * window["step_stride"]
+    code = [
+        Accumulate(**window, **sides | {"plane": plane, "fresh": sides["fresh"] and not plane}, spikes=spikes + at)
+        for plane, at in enumerate(range(0, draw(st.integers(1, 4)) * plane_bytes, plane_bytes))
+    ]
+    return draw(st.permutations(code)) if draw(FLAG) else code
+
+
+@st.composite
 def accumulate_sides(draw: st.DrawFn) -> dict[str, Any]:
     """All of an Accumulate that does not say which spikes it reads."""
     return {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import UNITS, accumulates, fits, sequences
+from drawn import UNITS, accumulates, accumulates_of_planes, fits, sequences
 from emulated import assert_agree, both_families, program_of, random_state
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -62,6 +62,16 @@ def test_families_agree_on_several_layers_of_the_same_spikes(
 ) -> None:
     assume(all(fits(each) for each in code))
     assert_agree(code, machine, seed, density, share)
+
+
+@settings(MANY, max_examples=100)
+@given(accumulates_of_planes(), MACHINES, st.integers(0, 99), st.sampled_from(DENSITIES), st.booleans())
+def test_families_agree_on_the_planes_of_counts(
+    code: list[Accumulate], machine: Machine, seed: int, density: float, share: bool
+) -> None:
+    """The fast family takes planes that follow each other together."""
+    assume(all(fits(each) for each in code))
+    assert_agree(list(code), machine, seed, density, share)
 
 
 @settings(MANY, max_examples=40)

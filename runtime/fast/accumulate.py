@@ -1,11 +1,12 @@
-"""One Accumulate: list the events of its spikes and count them, unless known; then add their weight rows."""
+"""Accumulates of a layer's planes: count their spikes, unless known; then add weight rows, or multiply everything."""
 
 from __future__ import annotations
 
 from numba import njit
 
 from runtime.decoded import SPARE_EVENTS
-from runtime.fast.events import list_events
+from runtime.fast.dense import HAS_DOT, accumulate_dense
+from runtime.fast.events import count_events, list_events
 from runtime.fast.held import HELD, find, take
 from runtime.fast.lockstep import work_in_lockstep
 from runtime.fast.pairs import WORD, count_step, put_tail, sum_neighbours, words_inside, work_of_rounds
@@ -13,21 +14,57 @@ from runtime.fast.pe import accumulate_step
 from runtime.fast.places import ACCUMULATE
 from runtime.record import RECORD
 
+DENSE_SHARE = 16
+"""Where more than one in so many products would be with a set bit, all of them are computed (measured)."""
+
 
 @njit
-def accumulate(row, memories, scratch, sizes, share, record):
-    """All steps of an Accumulate and its counts."""
-    sharing = int(share and row[ACCUMULATE.share] != 0)
+def accumulate(code, index, planes, memories, scratch, sizes, share, records):
+    """An Accumulate and those of the following planes, `planes` instructions in all, and their counts."""
+    bits = 0
+    for number in range(planes):
+        row = code[index + number]
+        slot = studied(row, memories, scratch, sizes, int(share and row[ACCUMULATE.share] != 0))
+        write_record(row, scratch.held[slot], records[index + number])
+        bits += scratch.held[slot, HELD.bits]
+    row = code[index]
+    if HAS_DOT and row[ACCUMULATE.outputs] >= 16 and bits * DENSE_SHARE > products_of(row):
+        accumulate_dense(code, index, planes, memories, scratch)
+        return
+    for number in range(planes):
+        accumulate_events(code[index + number], memories, scratch, share)
+
+
+@njit
+def products_of(row):
+    """Products of one output, borders included."""
+    pixels = row[ACCUMULATE.steps] * row[ACCUMULATE.rows] * row[ACCUMULATE.columns]
+    return pixels * row[ACCUMULATE.kernel_rows] * row[ACCUMULATE.kernel_columns] * row[ACCUMULATE.inputs]
+
+
+@njit
+def studied(row, memories, scratch, sizes, sharing):
+    """The slot that holds the counts of an instruction's spikes."""
     slot = find(row, sharing, scratch.held)
     if slot < 0:
         slot = take(row, sharing, scratch.held)
         study(row, memories.spike + row[ACCUMULATE.spikes], scratch, sizes, slot)
+    return slot
+
+
+@njit
+def accumulate_events(row, memories, scratch, share):
+    """Add the weight rows of all events, listed on their first use."""
+    slot = find(row, int(share and row[ACCUMULATE.share] != 0), scratch.held)
+    listed = scratch.held[slot, HELD.listed] != 0
+    scratch.held[slot, HELD.listed] = 1
     weights, accumulators = memories.weight + row[ACCUMULATE.weights], memories.output + row[ACCUMULATE.accumulators]
     sums_a_step = row[ACCUMULATE.rows] * row[ACCUMULATE.columns] * row[ACCUMULATE.outputs]
     for step in range(row[ACCUMULATE.steps]):
         events, starts = places_of(row, scratch, slot, step)
+        if not listed:
+            list_events(row, memories.spike + row[ACCUMULATE.spikes] + step * row[ACCUMULATE.step_stride], events)
         accumulate_step(row, weights, accumulators + 4 * step * sums_a_step, events, starts)
-    write_record(row, scratch.held[slot], record)
 
 
 @njit
@@ -40,13 +77,13 @@ def places_of(row, scratch, slot, step):
 
 @njit
 def study(row, spikes, scratch, sizes, slot):
-    """List and count the spikes of all steps into a slot."""
+    """Count the spikes of all steps into a slot."""
     held = scratch.held[slot]
     put_tail(row[ACCUMULATE.inputs], scratch.tail)
     for step in range(row[ACCUMULATE.steps]):
         place = spikes + step * row[ACCUMULATE.step_stride]
-        events, starts = places_of(row, scratch, slot, step)
-        list_events(row, place, events, starts)
+        _, starts = places_of(row, scratch, slot, step)
+        count_events(row, place, starts)
         sum_neighbours(row, place, scratch)
         count_step(row, place, scratch, starts, held, step)
     held[HELD.skipped] = words_inside(row) - held[HELD.read]

@@ -36,23 +36,34 @@ def put_events(word, base, events):
 
 
 @njit
-def list_events(row, spikes, events, starts):
+def count_events(row, spikes, starts):
+    """Where the events of every input pixel of one step start, and where the last one's end."""
+    inputs, total = row[ACCUMULATE.inputs], 0
+    for _ in range(row[ACCUMULATE.input_rows] * row[ACCUMULATE.input_columns]):
+        store_32(starts, total)
+        for channel in range(0, inputs, 64):
+            word = load_64(spikes + (channel >> 3))
+            if inputs - channel < 64:
+                word &= (1 << (inputs - channel)) - 1
+            total += popcount(word)
+        spikes += row[ACCUMULATE.pixel_stride]
+        starts += 4
+    store_32(starts, total)
+
+
+@njit
+def list_events(row, spikes, events):
     """List the set bits of one step's input pixels in row-major order; `spikes` is the step's address.
 
     An event is column * inputs + channel, so that the events of a run of pixels in one input row, less the first
     pixel's column * inputs, number the rows of the weights under a kernel row that starts there.
     """
-    inputs, columns = row[ACCUMULATE.inputs], row[ACCUMULATE.input_columns]
-    pixel_stride = row[ACCUMULATE.pixel_stride]
-    first, place = events, starts
+    inputs, pixel_stride = row[ACCUMULATE.inputs], row[ACCUMULATE.pixel_stride]
     for _ in range(row[ACCUMULATE.input_rows]):
-        for column in range(columns):
-            store_32(place, (events - first) >> 2)
+        for column in range(row[ACCUMULATE.input_columns]):
             for channel in range(0, inputs, 64):
                 word = load_64(spikes + (channel >> 3))
                 if inputs - channel < 64:
                     word &= (1 << (inputs - channel)) - 1
                 events = put_events(word, column * inputs + channel, events)
             spikes += pixel_stride
-            place += 4
-    store_32(place, (events - first) >> 2)

@@ -35,6 +35,8 @@ class Held(NamedTuple):
     stop: int
     """Bytes first .. stop - 1 of the spike buffer are what the lists were made of."""
     share: int
+    listed: int
+    """Whether the events are listed, not only counted."""
     bits: int
     common: int
     merging: int

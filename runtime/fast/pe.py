@@ -6,6 +6,7 @@ from typing import Any
 
 from numba import njit
 
+from runtime.fast.dense import HAS_DOT, multiply_dense
 from runtime.fast.places import ACCUMULATE, MULTIPLY
 from runtime.fast.scalar import load_i8, load_i32
 from runtime.fast.vector import store_lanes, vector_load, vector_splat, vector_store, vector_widen
@@ -117,8 +118,11 @@ def accumulate_step(row, weights, accumulators, events, starts):
 
 
 @njit
-def multiply(row, memories):
+def multiply(row, memories, scratch):
     """All steps of a Multiply."""
+    if HAS_DOT and row[MULTIPLY.outputs] >= 16:
+        multiply_dense(row, memories, scratch)
+        return
     outputs = row[MULTIPLY.outputs]
     weights = memories.weight + row[MULTIPLY.weights]
     for step in range(row[MULTIPLY.steps]):

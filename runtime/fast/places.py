@@ -76,6 +76,12 @@ class Scratch(NamedTuple):
     """int64 [8]: the planes of 64 counts."""
     zeros: int
     """1024 zero bytes: a pixel outside the borders."""
+    packed: int
+    """Weights in the order of fast/dense.py."""
+    offsets: int
+    """int32 [outputs]: what sums start from in fast/dense.py."""
+    image: int
+    """The input of one step with borders around it, a byte a channel (fast/dense.py)."""
     held: NDArray[np.int64]
     """[slots + 1, columns]: what each slot's lists belong to, columns as in fast/held.py."""
     slot_events: int

@@ -31,7 +31,7 @@ from isa.instructions import (
     SumHeads,
     SumValues,
 )
-from runtime.decoded import PORTS, Decoded
+from runtime.decoded import PORTS, SPARE_LANES, Decoded
 from runtime.fast import dma, elementwise, pe, pool, sfu
 from runtime.fast.accumulate import accumulate
 from runtime.fast.depthwise import depthwise
@@ -40,6 +40,7 @@ from runtime.fast.held import COLUMNS, SLOTS, forget_all
 from runtime.fast.places import Memories, Scratch, Sizes
 from runtime.state import State
 
+MOST_OUTPUTS = 1 << Multiply.specs["outputs"].bits
 LOAD, STORE = Load.opcode, Store.opcode
 ACCUMULATE, DEPTHWISE, MULTIPLY = Accumulate.opcode, Depthwise.opcode, Multiply.opcode
 ATTEND, SUM, SUM_HEADS, SUM_VALUES = Attend.opcode, Sum.opcode, SumHeads.opcode, SumValues.opcode
@@ -51,18 +52,23 @@ def _compiled(sources: int) -> Callable[..., int]:
     """The loop. numba's cache looks at this file and at `sources` only, so that must change with all the others."""
 
     @njit(nogil=True, cache=True)
-    def run(code, memories, scratch, sizes, share, record, start, stop):
+    def run(code, planes, memories, scratch, sizes, share, record, start, stop):
         forget_all(scratch.held)
+        done = start
         for index in range(start, stop):
+            if index < done:  # a plane that was accumulated together with the first
+                continue
             row, opcode = code[index], code[index, 0]
             if opcode in (LOAD, STORE):
                 dma.copy(row, opcode == LOAD, memories, scratch, sizes, record[index])
             elif opcode == ACCUMULATE:
-                accumulate(row, memories, scratch, sizes, share, record[index])
+                together = min(planes[index], stop - index)
+                accumulate(code, index, together, memories, scratch, sizes, share, record)
+                done = index + together
             elif opcode == FIRE:
                 fire(row, memories, scratch)
             elif opcode == MULTIPLY:
-                pe.multiply(row, memories)
+                pe.multiply(row, memories, scratch)
             elif opcode == ATTEND:
                 sfu.attend(row, memories, scratch)
             elif opcode == SUM:
@@ -122,6 +128,9 @@ class Workspace:
             "head": np.zeros(sizes.head, np.int32),
             "tail": np.zeros(64, np.uint8),
             "planes": np.zeros(8, np.int64),
+            "packed": np.zeros(sizes.packed + 64, np.uint8),
+            "offsets": np.zeros(MOST_OUTPUTS + SPARE_LANES, np.int32),
+            "image": np.zeros(sizes.image + 128, np.uint8),
             "zeros": np.zeros(1024, np.uint8),
         }
         held = np.zeros((SLOTS + 1, COLUMNS), np.int64)
@@ -149,4 +158,4 @@ def walk(
         *(region.ctypes.data for region in (state.weight, state.spike, state.output, state.constant, state.mask)),
     )
     last = len(program.code) if stop is None else stop
-    _run(program.code, memories, workspace.places, sizes, share, record, start, last)
+    _run(program.code, program.planes, memories, workspace.places, sizes, share, record, start, last)

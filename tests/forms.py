@@ -184,6 +184,11 @@ FORMS: dict[str, str] = {
         "%w = spike.rescale %m, @m.m, @m.b divisor=2 : <35x34xstr>\n"
         "%o = spike.add %w, %rn : <35x34xstr>\n" + _lif("y", "%o", TOKENS) + _head("%y", TOKENS)
     ),
+    "attention that fits head by head": IMAGE + STEM + QKV + (
+        "%m = spike.attention %q, %k, %v heads=2 : <35x34xacc>\n" + _lif("y", "%m", TOKENS)
+        + "%p = spike.linear %y, @p.w : <35x34xacc>\n" + _lif("z", "%p", TOKENS)
+        + _head("%z", TOKENS)
+    ),
     "token attention": IMAGE + STEM + QKV + (
         "%n = spike.head_sum %q heads=2 : <35x2xacc>\n" + _lif("g", "%n", "35x2")
         + "%m = spike.mask %k, %g : <35x34xi1>\n"

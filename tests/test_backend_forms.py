@@ -14,6 +14,7 @@ from compiler.check import Observed
 from compiler.ir.meaning import Executor
 from compiler.ir.network import Network
 from compiler.pipeline import compile_network
+from isa.instructions import Attend
 from isa.machine import Machine, load_machine
 from isa.program import Program
 from runtime.interpreter import Kernels, quantise_input, run
@@ -60,6 +61,15 @@ def compare(network: Network, x: NDArray[np.float32], machine: Machine, kernels:
     neurons = sum(current.size for each in x for current in Executor(network).run(each).currents.values())
     assert all(check.compared >= neurons for check in done.checks[1:])
     return done.program
+
+
+def test_heads_that_are_no_whole_words_lie_apart_where_all_do_not_fit() -> None:
+    name, machine = "attention that fits head by head", TIGHT.with_changes(spike_buffer_bytes=1792)
+    x = images(name, 3)
+    network = form(name, 3, x[0])
+    for schedule in ("layers", "windows"):
+        program = compare(network, x, machine, "fast", schedule)
+        assert {each.heads for each in program.code if isinstance(each, Attend)} == {1}
 
 
 @pytest.mark.parametrize("timesteps", [1, 3])

@@ -10,7 +10,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Emitter
 from compiler.backend.group import plan_stages
-from compiler.backend.lower_attention import lower_attention
+from compiler.backend.lower_attention import lower_attention, spread_where_needed
 from compiler.backend.lower_gates import lower_add, lower_dilate, lower_mask
 from compiler.backend.lower_head import lower_head
 from compiler.backend.lower_pool import lower_pool
@@ -153,6 +153,7 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     emit = Emitter(lowered)
     spills = schedule == "windows" and plan.timesteps > machine.window
     lowering = Lowering(plan, machine, emit, spills)
+    spread_where_needed(lowering)
     image = emit.buffer(Region.DRAM, plan.image.bytes, "input")
     lowering.place(plan.image_value, image)
     emit.append(

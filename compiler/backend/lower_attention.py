@@ -12,6 +12,7 @@ from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, en
 from compiler.backend.stages import AttentionStage
 from compiler.backend.tile import spans
 from compiler.backend.tile_attention import AttentionTiling, choose_attention
+from isa.errors import CStepError
 from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, Attend, Load, words_of
 from isa.word import Region
 

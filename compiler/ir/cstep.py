@@ -239,9 +239,10 @@ class InstructionOp(HouseOperation):
         fields = {
             name: self.field_value(name) for name, spec in self.INSTRUCTION.layout if not isinstance(spec, Address)
         }
+        addresses = self.addresses
         for name, spec in self.INSTRUCTION.layout:
             if isinstance(spec, Address):
-                buffer, offset = self.addresses.get(name, (None, 0))
+                buffer, offset = addresses.get(name, (None, 0))
                 fields[name] = 0 if buffer is None else address_of[buffer] + offset
         return self.INSTRUCTION(**fields, wait=units_mask(self, "wait"), post=units_mask(self, "post"))
 

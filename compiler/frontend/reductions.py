@@ -58,6 +58,8 @@ def _over_features(importer: Importer, x: Value, places: list[int], kind: type[s
         raise importer.refuse(f"reduces {x.shape} over {places}; dimensions must lie side by side")
     merged = tuple(atom for place in places for atom in x.dimensions[place])
     empty = ((),) * (len(places) - 1)
+    if feature_size(merged) == 1 and not is_time(merged):  # one element is its own sum and mean
+        return regroup(importer, x, (*x.dimensions[:first], (), *empty, *x.dimensions[last + 1 :]))
     x = regroup(importer, x, (*x.dimensions[:first], merged, *empty, *x.dimensions[last + 1 :]))
     axis = feature_axis(x, first)
     assert axis is not None

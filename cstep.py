@@ -207,7 +207,7 @@ def compile_checked(
 
     from compiler.frontend.eager import compare_with_eager
     from compiler.frontend.importer import import_model
-    from compiler.pipeline import compile_network
+    from compiler.pipeline import DEFAULT_PASSES, compile_network
     from isa.program import Provenance
 
     if schedule not in ("layers", "windows"):
@@ -216,11 +216,15 @@ def compile_checked(
         given, wanted = list(calibration.shape), list(example.shape[1:])
         raise CStepError(f"calibration: shape {given}; it must be the example's, [B, {', '.join(map(str, wanted))}]")
     name, checkpoint, calibrated_on = origin
-    network = import_model(model, torch.from_numpy(example))
-    equal = compare_with_eager(model, network, check) if check is not None else 0
+    if image_scale is not None:
+        passes = (passes or DEFAULT_PASSES).replace("SCALE", repr(image_scale))
+    networks = [import_model(model, torch.from_numpy(example))]
+    equal = compare_with_eager(model, networks[0], check) if check is not None else 0
     note = "== eager model, bit for bit (float32)" + (_beside_onnxruntime(model, check) if check is not None else "")
+    if consume:
+        model.to("meta")
     compiled = compile_network(
-        network,
+        networks.pop(),  # nothing here holds on to its weights
         machine=machine,
         calibration=calibration,
         check=check,

@@ -91,7 +91,7 @@ def test_a_layer_that_gets_the_real_module_s_spikes_fires_as_it_does(name: str) 
     errors = np.abs(np.diff(np.stack(logits), axis=1)).max()
     assert max(differing) < 0.1
     assert np.mean(differing) < 0.005
-    assert errors < 0.05 * np.std(np.stack(logits)[:, 0])
+    assert errors < 0.1 * np.std(np.stack(logits)[:, 0])
 
 
 @pytest.mark.slow

@@ -111,8 +111,11 @@ def attention(graph: Graph, op: spike.Attention) -> None:
 
 
 def add(graph: Graph, op: spike.Add) -> None:
-    """Counts add up; streams are clamped to their 16 bits."""
-    total = graph.apply("Add", graph.of(op, 0), graph.of(op, 1))
+    """Counts add up, and logits, in double; streams are clamped to their 16 bits."""
+    terms = [graph.of(op, 0), graph.of(op, 1)]
+    if not graph.doubles.isdisjoint(terms) or greatest_of(op.result_type) >= EXACT_FLOAT:
+        terms = [graph.double(term) for term in terms]
+    total = graph.apply("Add", *terms)
     graph.give(op, graph.float(clamped(graph, op, total)) if op.result_type.element.is_fixed else total)
 
 

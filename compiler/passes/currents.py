@@ -63,10 +63,10 @@ class Group:
         added = any(isinstance(op, spike.Add) for op in self.members)
         pooled = any(isinstance(op, spike.MaxPool) for op in self.members)
         readers = self.readers
+        if all(reaches_output(op.results[0]) for op in self.sources):
+            return Role.HEAD
         if added or len(self.sources) > 1:
             return Role.STREAM
-        if reaches_output(self.sources[0].results[0]):
-            return Role.HEAD
         if len(readers) == 1 and isinstance(readers[0], NEURONS):
             return Role.POOLED if pooled else Role.NEURON
         if readers and not pooled and all(isinstance(op, spike.Conv | spike.Linear) for op in readers):
@@ -104,8 +104,8 @@ def _join(groups: dict[SSAValue, Group], met: list[Group]) -> None:
 
 
 def reaches_output(value: SSAValue) -> bool:
-    """Whether only means stand between a value and the output."""
+    """Whether only means, and additions of other logits, stand between a value and the output."""
     user = only_user(value)
-    if isinstance(user, spike.Mean | spike.MeanTime | spike.Reshape | spike.Range):
+    if isinstance(user, spike.Mean | spike.MeanTime | spike.Reshape | spike.Range | spike.Add | spike.Scale):
         return reaches_output(user.results[0])
     return isinstance(user, spike.Output)

@@ -26,7 +26,8 @@ class JoinHeads(NetworkPass):
         %h = spike.linear %s, @head.joined            : !spike.train<T=4, 10xf32>
         %l = spike.mean_time %h                       : !spike.tensor<10xf32>
     with head.joined = (head + kd) / 2. A head that reads raw membranes (their mean over tokens) reads their mean over
-    time, too, instead of being averaged itself: sums come first, while they are exact.
+    time, too, instead of being averaged itself: sums come first, while they are exact. So does one of two heads that
+    read different inputs, and stay two.
     """
 
     name = "join-heads"
@@ -34,23 +35,18 @@ class JoinHeads(NetworkPass):
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
-        changed = True
-        while changed:
-            changed = False
-            for op in list(network.operations()):
-                if op.parent is None:
-                    continue
-                if isinstance(op, spike.Add):
-                    changed |= _joined(network, op)
-                elif isinstance(op, spike.Scale):
-                    changed |= _scale_first(network, op)
-                elif isinstance(op, spike.MeanTime):
-                    changed |= _mean_first(network, op)
+        for rewrite in (_joined, _scale_first, _mean_first):
+            while any(
+                rewrite(network, op) for op in list(network.operations()) if isinstance(op, spike.SpikeOperation)
+            ):
+                pass
         return network
 
 
-def _joined(network: Network, op: spike.Add) -> bool:
+def _joined(network: Network, op: spike.SpikeOperation) -> bool:
     """add of two heads on one input, or of their means over time -> one head, or its mean."""
+    if not isinstance(op, spike.Add):
+        return False
     means = [owner for operand in op.operands if isinstance(owner := operand.owner, spike.MeanTime)]
     results = [mean.operands[0] for mean in means] if means else list(op.operands)
     layers = [owner for result in results if isinstance(owner := result.owner, spike.Linear)]
@@ -67,8 +63,10 @@ def _joined(network: Network, op: spike.Add) -> bool:
     return True
 
 
-def _scale_first(network: Network, op: spike.Scale) -> bool:
+def _scale_first(network: Network, op: spike.SpikeOperation) -> bool:
     """scale(linear(x)) -> linear(x), scale(mean_time(x)) -> mean_time(scale(x))."""
+    if not isinstance(op, spike.Scale):
+        return False
     before = op.operands[0].owner
     if not isinstance(before, spike.Linear | spike.MeanTime) or only_user(before.results[0]) is not op:
         return False
@@ -83,13 +81,14 @@ def _scale_first(network: Network, op: spike.Scale) -> bool:
     return True
 
 
-def _mean_first(network: Network, op: spike.MeanTime) -> bool:
-    """mean_time(linear(x)) -> linear(mean_time(x)), where x is a mean of membranes."""
-    layer = op.operands[0].owner
+def _mean_first(network: Network, op: spike.SpikeOperation) -> bool:
+    """mean_time(linear(x)) -> linear(mean_time(x)), where x is a mean of membranes, or other logits are added."""
+    layer = op.operands[0].owner if isinstance(op, spike.MeanTime) else None
     if not isinstance(layer, spike.Linear) or only_user(layer.results[0]) is not op:
         return False
     x = layer.operands[0]
-    if not isinstance(x.owner, spike.Mean) or x.owner.operands[0] not in currents(network):
+    raw = isinstance(x.owner, spike.Mean) and x.owner.operands[0] in currents(network)
+    if not raw and not isinstance(only_user(op.results[0]), spike.Add):
         return False
     emit, kind = emitter(op), shaped(x.type)
     mean = emit(remake(op, [x], Tensor.of(kind.sizes, kind.element)))

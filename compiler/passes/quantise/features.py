@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import ceil, log2
 from typing import Any
 
 import numpy as np
 from xdsl.ir import SSAValue
 
 from compiler.ir import spike
-from compiler.ir.fixed_point import WEIGHT_LIMIT, Integer, Real, product_bounds, shifted
+from compiler.ir.fixed_point import WEIGHT_LIMIT, Integer, product_bounds, shifted
 from compiler.ir.types import Element
 from compiler.passes.quantise.quantiser import Quantised, Quantiser, base_name
 from compiler.passes.rewriting import refuse
 
 WORD_LIMIT = 1 << 31
 """What 32 bits hold: sums of streams, and logits."""
-DROPPED = range(0, -32, -1)
-"""Shifts that the head may drop bits of what it reads by."""
+EXACT = 1e-9
+"""Room for rounding in a logarithm of what should be a power of two."""
+LIFT, LIFTED = 4, 1 << 11
+"""Where two heads are added, sums of spikes (which stay below LIFTED) are shifted left: the other head reads a stream,
+and would have to drop bits until its unit is that of one spike."""
 
 
 def summed(q: Quantiser, op: spike.SpikeOperation) -> None:
@@ -48,48 +53,84 @@ def _sum_of(op: spike.SpikeOperation) -> tuple[type[spike.SpikeOperation], dict[
 def head(q: Quantiser, op: spike.SpikeOperation) -> None:
     """The classifier: one scale for all classes, so that comparing integers compares logits.
 
-    What it reads of a raw stream are sums over tokens and time, too wide for 32-bit logits; they drop their last bits.
+    Two heads whose logits are added have one scale, too; they are made together, where the last one stands. What a
+    head reads of a raw stream are sums over tokens and time, too wide for 32-bit logits; they drop their last bits.
     """
-    if not isinstance(op, spike.Linear):
+    heads = [each for each in q.groups[op.results[0]].sources if isinstance(each, spike.Linear)]
+    if not isinstance(op, spike.Linear) or len(heads) != len(q.groups[op.results[0]].sources):
         raise refuse(op, f"{op.name} makes the logits; only a linear head is supported")
-    x, weight, bias = q.of(op), q.weight(op, "weight"), q.weight(op, "bias")
-    assert weight is not None
-    scale = float(np.abs(weight).max()) / WEIGHT_LIMIT or 1.0
-    integers = np.rint(weight / scale).astype(np.int64)
-    shift, biases, (low, high) = _fitting(op, integers, bias, scale * x.scale, x.bounds)
-    unit = scale * x.scale * 2.0**-shift
-    sums = x.ssa if shift == 0 else _dropped(q, op, x, shift)
-    name = base_name(str(op.symbol("weight")))
-    made = q.make(
-        spike.Linear,
-        sums,
-        result=op.result_type.with_element(Element.integer(int(low.min()), int(high.max()))),
-        symbols={
-            "weight": q.new.add_weight(f"{name}.int8", integers.astype(np.int8)),
-            "bias": q.new.add_weight(f"{name}.bias.int32", biases.astype(np.int32)),
-        },
-        source=op.source,
-        hint=op.label,
-    )
-    q.give(op, Quantised(made, unit))
+    if all(each.operands[0] in q.values and each.results[0] not in q.values for each in heads):
+        _classified(q, heads)
 
 
-def _fitting(
-    op: spike.Linear, weight: Integer, bias: Real | None, unit: float, inputs: tuple[int, int]
-) -> tuple[int, Integer, tuple[Integer, Integer]]:
-    """The shift of the inputs, the biases and the bounds of logits that fit 32 bits."""
+def _classified(q: Quantiser, heads: list[spike.Linear]) -> None:
+    """Heads of one scale: the smallest at which their logits fit 32 bits."""
+    spare = LIFT if len(heads) > 1 else 0
+    lifts = [spare if max(np.abs(q.of(op).bounds)) < LIFTED else 0 for op in heads]
+    finest = max(_unit(q, op, lift) for op, lift in zip(heads, lifts, strict=True))
     most = 0
-    for shift in DROPPED:
-        biases = np.rint((np.zeros(len(weight)) if bias is None else bias) / (unit * 2.0**-shift)).astype(np.int64)
-        least, greatest = (int(bound) for bound in shifted(np.array(inputs), shift))
-        low, high = (bound + biases for bound in product_bounds(weight, (least, greatest)))
-        most = int(max(-low.min(), high.max()))
+    for coarser in range(32):
+        unit = finest * 2.0**coarser
+        made = [_Head.of(q, op, ceil(log2(_unit(q, op, 0) / unit) - EXACT), unit) for op in heads]
+        most = sum(each.most for each in made)
         if most < WORD_LIMIT:
-            return shift, biases, (low, high)
-    raise refuse(op, f"logits could reach {most}; they must fit 32 bits, below {WORD_LIMIT}")
+            for each in made:
+                each.emit(q)
+            return
+    raise refuse(heads[0], f"logits could reach {most}; they must fit 32 bits, below {WORD_LIMIT}")
 
 
-def _dropped(q: Quantiser, op: spike.Linear, x: Quantised, shift: int) -> SSAValue:
+def _unit(q: Quantiser, op: spike.Linear, shift: int) -> float:
+    """The scale of a head's logits, where its weights take all of their 8 bits."""
+    weight = q.weight(op, "weight")
+    assert weight is not None
+    return (float(np.abs(weight).max()) / WEIGHT_LIMIT or 1.0) * q.of(op).scale * 2.0**-shift
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One head in integers: logits in `unit` are (features << shift) weight + biases."""
+
+    op: spike.Linear
+    shift: int
+    unit: float
+    weight: Integer
+    biases: Integer
+    bounds: tuple[Integer, Integer]
+
+    @classmethod
+    def of(cls, q: Quantiser, op: spike.Linear, shift: int, unit: float) -> _Head:
+        x, weight, bias = q.of(op), q.weight(op, "weight"), q.weight(op, "bias")
+        assert weight is not None
+        integers = np.rint(weight * (x.scale * 2.0**-shift / unit)).astype(np.int64)
+        biases = np.rint((np.zeros(len(weight)) if bias is None else bias) / unit).astype(np.int64)
+        least, greatest = (int(bound) for bound in shifted(np.array(x.bounds), shift))
+        low, high = (bound + biases for bound in product_bounds(integers, (least, greatest)))
+        return cls(op, shift, unit, integers, biases, (low, high))
+
+    @property
+    def most(self) -> int:
+        return int(max(-self.bounds[0].min(), self.bounds[1].max()))
+
+    def emit(self, q: Quantiser) -> None:
+        op, (low, high) = self.op, self.bounds
+        name = base_name(str(op.symbol("weight")))
+        made = q.make(
+            spike.Linear,
+            _dropped(q, op, self.shift) if self.shift else q.of(op).ssa,
+            result=op.result_type.with_element(Element.integer(int(low.min()), int(high.max()))),
+            symbols={
+                "weight": q.new.add_weight(f"{name}.int8", self.weight.astype(np.int8)),
+                "bias": q.new.add_weight(f"{name}.bias.int32", self.biases.astype(np.int32)),
+            },
+            source=op.source,
+            hint=op.label,
+        )
+        q.give(op, Quantised(made, self.unit))
+
+
+def _dropped(q: Quantiser, op: spike.Linear, shift: int) -> SSAValue:
+    x = q.of(op)
     low, high = (int(bound) for bound in shifted(np.array(x.bounds), shift))
     return q.make(
         spike.Align,

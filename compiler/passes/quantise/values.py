@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compiler.ir import spike
 from compiler.ir.types import Element
+from compiler.passes.currents import Role
 from compiler.passes.quantise.quantiser import Quantised, Quantiser
 from compiler.passes.rewriting import refuse
 from isa.errors import CStepError
@@ -41,11 +42,16 @@ def scaled(q: Quantiser, op: spike.Scale) -> None:
 
 
 def added(q: Quantiser, op: spike.Add) -> None:
-    """Counts add up; streams of one scale are clamped to 16 bits."""
+    """Counts add up, and logits; streams of one scale are clamped to 16 bits."""
     left, right = q.of(op, 0), q.of(op, 1)
     elements = left.kind.element, right.kind.element
     counts = all(element.is_count for element in elements) and left.scale == right.scale
     streams = elements[0].is_fixed and elements[0] == elements[1]
+    group = q.groups.get(op.results[0])
+    if group is not None and q.roles[group] is Role.HEAD and left.scale == right.scale:
+        logits = Element.integer(left.bounds[0] + right.bounds[0], left.bounds[1] + right.bounds[1])
+        q.give(op, Quantised(q.remake(op, logits), left.scale))
+        return
     if not counts and not streams:
         raise refuse(
             op,

@@ -247,6 +247,27 @@ def test_levels_are_bit_equal(neuron: nn.Module) -> None:
     assert sum(isinstance(op, spike.Level) for op in network.operations()) == 1
 
 
+class Timeless(nn.Module):
+    """Levels on [B, C, H, W]: no dimension is time, as in the published SDT-V3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.level = nn.Conv2d(2, CHANNELS, 3, padding=1), Level(4)
+        self.mix, self.other, self.head = nn.Conv2d(CHANNELS, CHANNELS, 1), Level(4, norm=1.0), nn.Linear(CHANNELS, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x + self.mix(self.level(x))
+        tokens = x.flatten(2).transpose(1, 2).reshape(x.shape[0], HEIGHT * WIDTH, 2, -1)
+        return self.head(self.other(tokens.flatten(2).mean(1)))
+
+
+def test_a_model_without_time_has_one_timestep() -> None:
+    network = imported(Timeless())
+    types = {str(op.results[0].type) for op in network.operations() if isinstance(op, spike.Level)}
+    assert types == {"!spike.train<T=1, 4x4x6xf32>", "!spike.train<T=1, 4xf32>"}
+
+
 # --- norms in frames
 
 

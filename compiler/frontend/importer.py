@@ -43,11 +43,15 @@ Handler = Callable[..., Any]
 
 
 class Importer:
-    """Builds the module node by node; `handlers` in torch_ops.py say what each torch call becomes."""
+    """Builds the module node by node; `handlers` in torch_ops.py say what each torch call becomes.
 
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+    `one_step`: an image is a train of one timestep from the start, for models that know no time.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, one_step: bool = False) -> None:
         self.model = model
         self.graph = graph
+        self.one_step = one_step
         self.network = Network(ModuleOp([]), dict(store_of(model.state_dict())))
         self.values: dict[fx.Node, Any] = {}
         self.where = ""
@@ -134,7 +138,12 @@ class Importer:
         else:
             made = StaticType.of(sizes[1:], Element.real())
             dimensions = (batch, *features(sizes[1:]))
-        return Value(self.emit(spike.Input.make(result=made, source="", hint="input")), dimensions)
+        value = Value(self.emit(spike.Input.make(result=made, source="", hint="input")), dimensions)
+        if events or not self.one_step:
+            return value
+        train = Train.of(1, made.sizes, made.element)
+        repeated = self.make(spike.Repeat, value, result=train, hint=self.hint("repeat"))
+        return Value(repeated, ((Atom(TIME, 1), *batch), *dimensions[1:]))
 
     def _output(self, value: Any) -> None:
         while isinstance(value, tuple | list) and value:
@@ -150,7 +159,8 @@ class Importer:
 
     def _is_logits(self, value: Value) -> bool:
         """[B, classes], or one per timestep: [T, B, classes]."""
-        return value.type.steps is None or (len(value.dimensions) == 3 and is_time(value.dimensions[0]))
+        steps, rank = value.type.steps, len(value.dimensions)
+        return steps is None or ((rank == 3 or (rank == 2 and steps == 1)) and is_time(value.dimensions[0]))
 
     def emit(self, op: spike.SpikeOperation) -> SSAValue:
         self.network.module.body.block.add_op(op)
@@ -219,7 +229,8 @@ def import_model(model: nn.Module, example: Tensor) -> Network:
     """Trace `model` on `example` [1, C, H, W] or [1, T, C, H, W] (events) and import it into the spike dialect.
 
     The model returns logits [B, classes], or one per timestep [T, B, classes], whose mean over time is then imported;
-    of a tuple or list (logits and what hooks left) the first item counts.
+    of a tuple or list (logits and what hooks left) the first item counts. A model with levels and no time (published
+    SDT-V3) becomes one of one timestep.
 
     Raises CStepError naming the call, its line in the model and what would be right, where a call has no spiking
     meaning here.
@@ -228,4 +239,8 @@ def import_model(model: nn.Module, example: Tensor) -> Network:
         raise CStepError(f"example input {list(example.shape)}; it must be [1, C, H, W], or [1, T, C, H, W] for events")
     with torch.no_grad():
         graph = trace(model, example)
-    return Importer(model, graph).run(events=example.dim() == 5)
+    network = Importer(model, graph).run(events=example.dim() == 5)
+    levels = [op for op in network.operations() if isinstance(op, spike.Level)]
+    if levels and all(level.result_type.steps is None for level in levels):
+        return Importer(model, graph, one_step=True).run(events=False)
+    return network

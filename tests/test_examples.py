@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 ARGUMENTS = {
     "accuracy.py": ["--limit", "40"],
-    "benchmark.py": ["--name", "spikformer-1-64", "--rounds", "2"],
+    "benchmark.py": ["emulator", "--model", "resnet-50", "--model", "spikformer-1-64", "--rounds", "2"],
     "inspect_passes.py": [],
     "quickstart.py": [],
     "train.py": ["--epochs", "1"],
@@ -21,7 +21,7 @@ ARGUMENTS = {
 
 SAYS = {
     "accuracy.py": "differ between integer model and program: 0",
-    "benchmark.py": "spikformer-1-64",
+    "benchmark.py": "spikingjelly / emulator",
     "inspect_passes.py": "spike.integer_lif",
     "quickstart.py": "top-1 99.",
     "train.py": "M parameters",

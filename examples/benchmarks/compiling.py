@@ -32,6 +32,7 @@ class Done:
     code: int
     output: str
     wall: float
+    cpu: float
     peak: int
     """Bytes of resident memory at most."""
 
@@ -52,7 +53,8 @@ def child(arguments: list[str]) -> Done:
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         unit = 1 if sys.platform == "darwin" else 1024
-        return Done(process.returncode, output.read(), wall, usage.ru_maxrss * unit)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Done(process.returncode, output.read(), wall, cpu, usage.ru_maxrss * unit)
 
 
 def measure(name: str, folder: Path, figures: Figures) -> None:
@@ -80,6 +82,7 @@ def compile_in(place: Path, made: Network, figures: Figures) -> None:
     checkpoint = made.checkpoint.stat().st_size
     limit = BYTES + TIMES_CHECKPOINT * checkpoint
     figures.add("compile", name, "wall", done.wall, "s", goal=f"at most {SECONDS}")
+    figures.add("compile", name, "CPU", done.cpu, "s")
     figures.add("compile", name, "peak memory", done.peak / 1e6, "MB", goal=f"at most {limit / 1e6:,.0f}")
     figures.add("compile", name, "checkpoint", checkpoint / 1e6, "MB")
     if done.code or EQUAL not in done.output:

@@ -166,7 +166,8 @@ def graph_of(
 
 
 def _kind(value: Any) -> Any:
-    return np.int64 if np.asarray(value).dtype == np.int64 else np.float32
+    kind = np.asarray(value).dtype
+    return kind if kind in (np.int64, np.bool_) else np.float32
 
 
 def node(text: str, **attributes: Any) -> onnx.NodeProto:
@@ -230,6 +231,11 @@ OPERATORS: dict[str, onnx.ModelProto] = {
     "nothing": graph_of(
         node("a = Identity x"), node("b = Dropout a"), node("c = Cast b", to=1), node("d = Transpose c"),
         node("y = Transpose d"),
+    ),
+    "a border": graph_of(
+        node("a = Pad x p"), node("b = Where in a v"), node("y = Pad b p"), p=[0, 0, 1, 1, 0, 0, 1, 1],
+        **{"in": np.pad(np.ones((1, 1, 4, 4), np.bool_), [(0, 0), (0, 0), (1, 1), (1, 1)])},
+        v=np.reshape([0.5, -1.5, 0.0], (1, 3, 1, 1)),
     ),
     "a batch norm": graph_of(
         node("y = BatchNormalization x a b m v", epsilon=1e-3), a=[1.0, 2.0, -0.5], b=[0.0, 1.0, 2.0],

@@ -14,8 +14,9 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from compiler.frontend.onnx_graph import Node, Session, start
+from compiler.frontend.onnx_graph import Node
 from compiler.frontend.onnx_model import OnnxModule
+from compiler.frontend.onnx_session import Session, start
 from compiler.ir.onnx_schema import DOMAIN
 from isa.errors import CStepError
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from compiler.frontend.checkpoint import one_line
+from compiler.frontend.onnx_session import run_onnx
 from compiler.ir.onnx_schema import DOMAIN, VERSION, register
 from isa.errors import CStepError
 
@@ -268,45 +268,6 @@ def _name_sizes(proto: onnx.GraphProto, graph: Graph) -> None:
     for value in proto.input:
         if value.name == graph.input:
             value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, graph.shapes[value.name]))
-
-
-def run_onnx(model: onnx.ModelProto, file: str, inputs: dict[str, Array]) -> dict[str, Array]:
-    """One run by onnxruntime, as the graph stands, on one thread."""
-    return start(model, file).run(inputs)
-
-
-@dataclass
-class Session:
-    """onnxruntime on a model: its outputs by name."""
-
-    session: Any
-    names: list[str]
-    file: str
-
-    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        try:
-            return dict(zip(self.names, self.session.run(self.names, inputs), strict=True))
-        except Exception as error:  # its exceptions have no common base but Exception
-            raise CStepError(f"{self.file}: onnxruntime fails on it ({_words(error)})") from None
-
-
-def start(model: onnx.ModelProto, file: str) -> Session:
-    """Raises CStepError with what onnxruntime says where it does not take the model."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        data = model.SerializeToString()
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        return Session(session, [output.name for output in session.get_outputs()], file)
-    except Exception as error:
-        raise CStepError(f"{file}: onnxruntime does not take it ({_words(error)})") from None
-
-
-def _words(error: Exception) -> str:
-    """What onnxruntime says, without its codes: `[ONNXRuntimeError] : 1 : FAIL : ...`."""
-    return " ".join(str(error).rsplit(" : ", 1)[-1].split())[:300]
 
 
 def _refuse(file: str, node: Node, message: str) -> CStepError:

@@ -125,21 +125,20 @@ def batch_norm(t: Translation, node: Node) -> None:
     scale, bias, mean, variance = (_weight(t, node, index, (1,)) for index in range(1, 5))
     epsilon = written(node.attributes.get("epsilon", 1e-5))
     rank = len(t.shape(node))
-    layer = _norm(t, node, rank, scale, bias, epsilon)
+    if rank not in (2, 3, 4):
+        raise t.graph.refuse(node, f"works on {rank} dimensions; a batch norm takes 2 to 4, channels in the second")
+    layer = affine_norm(rank, scale, bias, epsilon)
     _fill(layer.running_mean, mean)
     _fill(layer.running_var, variance)
     t.give(node, t.layer(node, t.path(node, 1, 2, 3), layer, t.value(node)))
 
 
-def _norm(t: Translation, node: Node, rank: int, scale: Array, bias: Array, epsilon: float) -> Any:
-    if rank not in (2, 3, 4):
-        raise t.graph.refuse(
-            node, f"works on {rank} dimensions; torch's batch norms take 2 to 4, channels in the second"
-        )
+def affine_norm(rank: int, scale: Array, bias: Array, epsilon: float = 0.0) -> Any:
+    """A batch norm of mean 0 and variance 1 over `rank` dimensions."""
     layer: Any = (nn.BatchNorm2d if rank == 4 else nn.BatchNorm1d)(scale.size, epsilon)
     _fill(layer.weight, scale)
     _fill(layer.bias, bias)
-    return layer
+    return layer.eval()
 
 
 def affine(
@@ -165,7 +164,7 @@ def affine(
     ones, vector = np.ones(shape[channel]), np.broadcast_to(wide.reshape(-1), (shape[channel],))
     if len(shape) == 5:
         x, channel = t.apply(node, torch.flatten, x, 0, 1), channel - 1
-    layer = _norm(t, node, min(len(shape), 4), ones, vector, 0.0)
+    layer = affine_norm(min(len(shape), 4), ones, vector)
     if channel != 1:
         x = t.apply(node, torch.transpose, x, 1, channel)
     x = t.layer(node, t.path(node, name), layer, x)

@@ -190,12 +190,14 @@ def open_onnx(path: Path) -> tuple[OnnxModule, tuple[int, ...]]:
 
     Raises CStepError naming file, node and operator for whatever has no meaning here (docs/onnx.md).
     """
+    from compiler.frontend.onnx_frames import roll_up_frames
     from compiler.frontend.onnx_graph import read_graph
     from compiler.frontend.onnx_neurons import refuse_leftovers, roll_up
     from compiler.frontend.onnx_ops import KNOWN, OPERATORS
 
     graph = read_graph(path, KNOWN)
     roll_up(graph)
+    roll_up_frames(graph)
     refuse_leftovers(graph)
     translation = Translation(graph)
     for node in graph.nodes:

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto
 
 from compiler.frontend.onnx_elementwise import ELEMENTWISE
+from compiler.frontend.onnx_frames import FRAME, frame
 from compiler.frontend.onnx_graph import Graph, Node, slice_numbers, written
 from compiler.frontend.onnx_layers import affine, batch_norm, conv, gemm, matmul, max_pool, pool
 from compiler.frontend.onnx_model import Ref, Translation
@@ -136,10 +137,10 @@ def repeat(t: Translation, node: Node) -> None:
     before, after = t.shape(node), t.graph.shapes[node.outputs[0]]
     padded = (1,) * (len(after) - len(before)) + before
     counts = [size // own for size, own in zip(after, padded, strict=True)]
-    if all(count == 1 for count in counts[len(after) - len(before) :]) and len(after) == len(before):
-        t.give(node, t.value(node))
-    else:
-        t.give(node, t.apply(node, operator.methodcaller("repeat", *counts), t.value(node)))
+    if before == after and all(user.operator in ("Expand", "Tile") for user in t.graph.users(node.outputs[0])):
+        t.give(node, t.value(node))  # the next one says what is new; the last one may say one timestep
+        return
+    t.give(node, t.apply(node, operator.methodcaller("repeat", *counts), t.value(node)))
 
 
 def reduce(t: Translation, node: Node) -> None:
@@ -280,6 +281,8 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": matmul,
     "MaxPool": max_pool,
     "Mul": multiply,
+    "Pad": frame,
+    FRAME: frame,
     "ReduceMean": reduce,
     "ReduceSum": reduce,
     "Reshape": reshape,

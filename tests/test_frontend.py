@@ -238,6 +238,7 @@ def test_neurons_are_recognised(
     assert recognise(LIF(tau, threshold, v_reset, decay_input), "x") == plain
     assert recognise(neuron.LIFNode(tau, decay_input, threshold, v_reset, step_mode="m"), "x") == plain
     parametric = recognise(neuron.ParametricLIFNode(tau, decay_input, threshold, v_reset, step_mode="m"), "x")
+    assert isinstance(parametric, NeuronEquation)
     assert parametric == NeuronEquation(parametric.tau, threshold, charge, reset, "ge", "multiply")
     assert parametric.tau == pytest.approx(tau, rel=1e-6)
     integrating = NeuronEquation(1.0, threshold, "if", reset, "ge")

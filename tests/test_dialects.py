@@ -123,7 +123,7 @@ def test_a_program_module_that_does_not_fit(op: str, message: str) -> None:
         ("%a = spike.dance %x : !spike.train<T=2, 4x4x3xf32>", "Operation spike.dance is not registered"),
         (
             "%a = spike.scale %x factor=2.0 : !spike.train<T=2, 4x4x3xf16>",
-            "element `f16`: expected f32, f64, i1, count<k>, i8 or int<low, high>",
+            "element `f16`: expected f32, f64, i1, count<k>, i8, int<low, high> or fixed<bits, fraction>",
         ),
         ("cstep.end colour=red", "cstep.end: no property `colour`; it takes wait, post, neuron"),
     ],

@@ -64,7 +64,7 @@ def _chain(network: Network, second: Weighted) -> bool:
         frame, first = first, first.operands[0].owner
     if not isinstance(first, Weighted) or any(only_user(op.results[0]) is None for op in (first, frame) if op):
         return False
-    if isinstance(first, spike.Conv) and (frame or isinstance(second, spike.Conv)):
+    if isinstance(first, spike.Conv) and (frame or isinstance(second, spike.Conv) or first.get("groups") != 1):
         return False
     padding = 0 if isinstance(second, spike.Linear) else second.get("padding")
     inner = bias_of(network, first)
@@ -73,9 +73,7 @@ def _chain(network: Network, second: Weighted) -> bool:
         padding = frame.get("padding")
     elif (padding and inner.any()) or _saved(network, first, second) < 0:
         return False
-    a, b = weight_of(network, first, "weight"), _dense(network, second)
-    window = _product(first, second, a, b)
-    bias = bias_of(network, second) + b.reshape(len(b), b.shape[1], -1).sum(axis=2) @ inner
+    window, offset = _product(network, first, second, inner)
     conv = next((op for op in (first, second) if isinstance(op, spike.Conv)), None)
     properties = {} if conv is None else {**layer_properties(conv), "groups": 1}
     if conv is second:
@@ -86,7 +84,7 @@ def _chain(network: Network, second: Weighted) -> bool:
         result=second.result_type,
         symbols={
             "weight": network.add_weight(f"{name}.chain", window),
-            "bias": network.add_weight(f"{name}.chain_bias", bias),
+            "bias": network.add_weight(f"{name}.chain_bias", bias_of(network, second) + offset),
         },
         source=second.source,
         hint=second.label,
@@ -105,25 +103,19 @@ def _check_frame(network: Network, first: Weighted, frame: spike.Pad, padding: i
         raise refuse(frame, "its frame is not what the layer before it makes of 0; such padding has no integer form")
 
 
-def _dense(network: Network, layer: Weighted) -> Real:
-    """A layer's weight [out, in, ...] without groups: zeros where a group does not reach."""
-    weight = weight_of(network, layer, "weight")
-    groups = layer.get("groups") if isinstance(layer, spike.Conv) else 1
-    if groups == 1:
-        return weight
-    out, inputs = len(weight) // groups, weight.shape[1]
-    dense = np.zeros((len(weight), inputs * groups, *weight.shape[2:]))
-    for group in range(groups):
-        rows, columns = slice(group * out, (group + 1) * out), slice(group * inputs, (group + 1) * inputs)
-        dense[rows, columns] = weight[rows]
-    return dense
-
-
-def _product(first: Weighted, second: Weighted, a: Real, b: Real) -> Real:
-    """The weight of second(first(x)): at most one of them is a convolution."""
-    if isinstance(first, spike.Conv):
-        return np.einsum("om,mikl->oikl", b, a)
-    return np.einsum("omkl,mi->oikl", b, a) if isinstance(second, spike.Conv) else b @ a
+def _product(network: Network, first: Weighted, second: Weighted, inner: Real) -> tuple[Real, Real]:
+    """The weight of second(first(x)), of which at most one is a convolution, and what it makes of first's bias."""
+    a, b = weight_of(network, first, "weight"), weight_of(network, second, "weight")
+    if isinstance(second, spike.Linear):
+        return np.tensordot(b, a, 1), b @ inner
+    groups, out = second.get("groups"), len(b)
+    if groups == out == len(a):  # depthwise: every output reads one of first's channels
+        return b * a[:, :, None, None], b.sum(axis=(1, 2, 3)) * inner
+    window, offset = np.empty((out, a.shape[1], *b.shape[2:])), np.empty(out)
+    for rows, columns in zip(np.split(np.arange(out), groups), np.split(np.arange(len(a)), groups), strict=True):
+        window[rows] = np.tensordot(b[rows], a[columns], (1, 0)).transpose(0, 3, 1, 2)
+        offset[rows] = b[rows].sum(axis=(2, 3)) @ inner[columns]
+    return window, offset
 
 
 def _saved(network: Network, first: Weighted, second: Weighted) -> int:

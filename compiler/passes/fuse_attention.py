@@ -43,9 +43,9 @@ def _fuse(last: spike.Matmul) -> None:
         return
     (left, before), (right, behind) = (_behind_scale(operand) for operand in last.operands)
     if isinstance(left.owner, spike.Matmul):
-        q, k, v, order = *left.owner.operands, right, "scores"
+        first, (q, k), v, order = left.owner, left.owner.operands, right, "scores"
     elif isinstance(right.owner, spike.Matmul):
-        q, k, v, order = left, *right.owner.operands, "values"
+        first, q, (k, v), order = right.owner, left, right.owner.operands, "values"
     else:
         return
     emit = emitter(last)
@@ -65,8 +65,8 @@ def _fuse(last: spike.Matmul) -> None:
         spike.Attention.make(
             *rows,
             result=last.result_type.with_sizes((tokens, heads * width)),
-            source=last.source,
-            hint=f"{_parent(last.label)}attention",
+            source=first.source,
+            hint=f"{_parent(first.label)}attention",
             heads=heads,
             scale=before * behind * after,
             order=order,

@@ -60,7 +60,7 @@ def run_command_line(
     """
     from runtime.energy import energy_table
     from runtime.report.console import show
-    from runtime.report.measure import inputs_for, measure
+    from runtime.report.measure import measure
     from runtime.report.terminal import ReportTable
     from runtime.report.write import make_directory, write_report
 
@@ -70,7 +70,8 @@ def run_command_line(
         make_directory(report)
     made = measure(
         program,
-        inputs_for(program, data, limit),
+        data,
+        limit,
         share=share,
         kernels=kernels,
         workers=workers or cstep.cores(),

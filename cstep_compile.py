@@ -170,7 +170,7 @@ def labelled(source: str, program: Program) -> Dataset:
     """A data set with labels to test the program on."""
     from runtime.report.measure import inputs_for
 
-    dataset = inputs_for(program, source, None)
+    dataset = inputs_for(program, source)
     if dataset.labels is None:
         raise CStepError(f"{source}: has no labels; --test needs them")
     return dataset

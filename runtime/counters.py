@@ -108,9 +108,24 @@ class Counters:
         """One counter over all layers, int64 [inputs]."""
         return self.by_layer(name).sum(axis=1)
 
+    def summed(self) -> Summed:
+        """What a report takes of them."""
+        inputs = Counters(("all layers",), self.values.sum(axis=1, keepdims=True))
+        return Summed(inputs, Counters(self.layers, self.values.sum(axis=0, keepdims=True)))
+
     def totals(self) -> dict[str, NDArray[np.int64]]:
         """All counters over all layers."""
         return {name: self.total(name) for name in INDEX}
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Counters of any number of inputs in little memory: not every input's every layer, but the sums over both."""
+
+    inputs: Counters
+    """Of each input, as if the program had one layer: int64 [inputs, 1, counters]."""
+    layers: Counters
+    """Of each layer, all inputs together as if they were one: int64 [1, layers, counters]."""
 
 
 def static_counts(program: Program) -> NDArray[np.int64]:

@@ -8,6 +8,8 @@
 Pixels stay bytes until a batch of them is asked for; a batch is scaled to 0..1, then normalised per channel. Floating
 point images of an .npz are taken as they are: they are already what the model was trained on. Events are counts, and
 are not scaled either.
+
+Inputs are numbered by their rows in the source; where only some rows are asked for, only those are decoded.
 """
 
 import hashlib
@@ -23,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
+from runtime.rows import npz_rows, parquet_rows
 
+Rows = Sequence[int] | None  # which rows, in this order; None: all
 Shape = tuple[int, ...]  # channels, height, width of an image; timesteps before them of events
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -61,12 +65,19 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """sha256 of all that the program sees: pixels, normalisation, labels."""
-        about = f"{self.pixels.dtype} {self.pixels.shape} {self.white} {self.mean} {self.std}"
-        digest = hashlib.sha256(about.encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels).data)
-        return digest.hexdigest()
+        return digest_of(self.fingerprints)
+
+    @cached_property
+    def fingerprints(self) -> NDArray[np.uint8]:
+        """sha256 of what the program sees of each input, uint8 [B, 32]."""
+        about = f"{self.pixels.dtype} {self.shape} {self.white} {self.mean} {self.std}".encode()
+        labels = np.full(len(self), -1, np.int64) if self.labels is None else self.labels
+        found = np.empty((len(self), 32), np.uint8)
+        for row, (pixels, label) in enumerate(zip(self.pixels, labels, strict=True)):
+            digest = hashlib.sha256(about + int(label).to_bytes(8, "little", signed=True))
+            digest.update(np.ascontiguousarray(pixels).data)
+            found[row] = np.frombuffer(digest.digest(), np.uint8)
+        return found
 
     def batch(self, start: int, stop: int) -> NDArray[np.float32]:
         """Images start..stop-1 (fewer at the end), float32 [b, C, H, W], normalised."""
@@ -85,11 +96,22 @@ class Dataset:
         """
         if not 1 <= count <= len(self):
             raise CStepError(f"{self.name}: {count} images asked for, it holds {len(self)}")
-        chosen: Any = slice(count)
-        if seed is not None:
-            chosen = np.random.default_rng(seed).permutation(len(self))[:count]
+        return self.rows(slice(count) if seed is None else drawn(len(self), count, seed))
+
+    def rows(self, chosen: Any) -> "Dataset":
+        """Some inputs: a slice, or row numbers."""
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, pixels=self.pixels[chosen], labels=labels)
+
+
+def digest_of(fingerprints: NDArray[np.uint8]) -> str:
+    """A data set's digest, from its inputs' fingerprints."""
+    return hashlib.sha256(np.ascontiguousarray(fingerprints).data).hexdigest()
+
+
+def drawn(total: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Which `count` of `total` images are taken at random."""
+    return np.random.default_rng(seed).permutation(total)[:count]
 
 
 def load_dataset(
@@ -99,11 +121,13 @@ def load_dataset(
     shape: Shape | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    rows: Rows = None,
 ) -> Dataset:
     """Read `source` (see the top of this file) for a program that takes images, or events, of `shape`.
 
     `split` chooses between the parts of `digits`, or the folder of that name where the source has one; a file is one
-    split already. Without `shape` the first image decides. Without `mean` and `std` pixels are only scaled to 0..1.
+    split already. `rows` chooses some of that part, none twice. Without `shape` the first image decides. Without
+    `mean` and `std` pixels are only scaled to 0..1.
 
     Raises CStepError naming file and row for what cannot be read, has another shape, or is not a finite number.
     """
@@ -112,9 +136,9 @@ def load_dataset(
     if shape is not None and len(shape) == EVENT_RANK and path.suffix != ".npz":
         raise CStepError(f"{source}: no events; the program takes {by(shape)}, from an .npz with x [B, T, C, H, W]")
     if word == "digits":
-        name, (pixels, labels, white) = f"digits:{part or split}", read_digits(part or split, shape)
+        name, (pixels, labels, white) = f"digits:{part or split}", read_digits(part or split, shape, rows)
     else:
-        name, (pixels, labels, white) = path.name, reader(path)(split, shape)
+        name, (pixels, labels, white) = path.name, reader(path)(split, shape, rows)
     channels = pixels.shape[-3]
     means = (0.0,) * channels if mean is None else tuple(mean)
     stds = (1.0,) * channels if std is None else tuple(std)
@@ -126,20 +150,20 @@ def load_dataset(
 Content = tuple[NDArray[Any], NDArray[np.int64] | None, int | None]  # pixels, labels, white
 
 
-def reader(path: Path) -> Callable[[str, Shape | None], Content]:
-    """What reads this path, given split and shape."""
+def reader(path: Path) -> Callable[[str, Shape | None, Rows], Content]:
+    """What reads this path, given split, shape and rows."""
     if path.is_dir():
-        return lambda split, shape: read_folder(path / split if (path / split).is_dir() else path, shape)
+        return lambda split, shape, rows: read_folder(path / split if (path / split).is_dir() else path, shape, rows)
     if not path.exists():
         raise CStepError(f"{path}: no such dataset; give a .parquet, an .npz, a folder of class folders, or digits")
     if path.suffix == ".parquet":
-        return lambda _, shape: read_parquet(path, shape)
+        return lambda _, shape, rows: read_parquet(path, shape, rows)
     if path.suffix == ".npz":
-        return lambda _, shape: read_npz(path, shape)
+        return lambda _, shape, rows: read_npz(path, shape, rows)
     raise CStepError(f"{path}: not a dataset by its name; expected .parquet, .npz, or a folder of class folders")
 
 
-def read_parquet(path: Path, shape: Shape | None) -> Content:
+def read_parquet(path: Path, shape: Shape | None, rows: Rows) -> Content:
     """The hub's image layout; CIFAR-100 calls its labels fine_label."""
     import pyarrow
     import pyarrow.parquet
@@ -151,25 +175,35 @@ def read_parquet(path: Path, shape: Shape | None) -> Content:
         labels = next((column for column in ("label", "fine_label") if column in columns), None)
         if images is None:
             raise CStepError(f"{path}: no column img or image; it has {', '.join(columns)}")
-        rows = table.read([images] if labels is None else [images, labels])
+        read = [images] if labels is None else [images, labels]
+        cells: Any = table.read(read) if rows is None else parquet_rows(table, read, rows)
     except (pyarrow.ArrowException, OSError) as error:
         raise CStepError(f"{path}: truncated, or not a parquet file ({first_line(error)})") from None
 
     field = table.schema_arrow.field(images).type
+    numbers = range(len(cells)) if rows is None else rows
     nested = pyarrow.types.is_struct(field) and "bytes" in {field.field(at).name for at in range(field.num_fields)}
 
     def files() -> Iterator[tuple[str, bytes | None]]:
-        for row, cell in enumerate(rows[images]):
+        for row, cell in zip(numbers, cells[images], strict=True):
             value: Any = cell.as_py()
             content: Any = value["bytes"] if value and nested else value
             yield f"{path}: row {row}", content if isinstance(content, bytes) else None
 
     pixels = decode_all(str(path), files(), shape)
-    return pixels, None if labels is None else as_labels(path, rows[labels].to_numpy(), len(pixels)), 255
+    return pixels, None if labels is None else as_labels(path, cells[labels].to_numpy(), numbers), 255
 
 
-def read_folder(path: Path, shape: Shape | None) -> Content:
+def read_folder(path: Path, shape: Shape | None, rows: Rows) -> Content:
     """One folder per class, in the order of their names; files that are no images by name are left alone."""
+    files = folder_files(path)
+    files = files if rows is None else [files[row] for row in rows]
+    pixels = decode_all(str(path), ((str(file), file.read_bytes()) for _, file in files), shape)
+    return pixels, np.array([label for label, _ in files], np.int64), 255
+
+
+def folder_files(path: Path) -> list[tuple[int, Path]]:
+    """Label and file of every image. Raises CStepError where there is none."""
     classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [
         (label, file)
@@ -179,8 +213,7 @@ def read_folder(path: Path, shape: Shape | None) -> Content:
     ]
     if not files:
         raise CStepError(f"{path}: no class folder with images in it ({', '.join(IMAGE_ENDINGS)})")
-    pixels = decode_all(str(path), ((str(file), file.read_bytes()) for _, file in files), shape)
-    return pixels, np.array([label for label, _ in files], np.int64), 255
+    return files
 
 
 def decode_all(source: str, files: Iterable[tuple[str, bytes | None]], shape: Shape | None) -> NDArray[np.uint8]:
@@ -218,11 +251,13 @@ def decode(where: str, content: bytes, shape: Shape | None, takes: str) -> NDArr
     return pixels
 
 
-def read_npz(path: Path, shape: Shape | None) -> Content:
+def read_npz(path: Path, shape: Shape | None, rows: Rows) -> Content:
     """Arrays x and y. uint8 images are scaled and normalised like any other; floating point and events are not."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, NDArray[Any]] = {key: file[key] for key in file.files if key in ("x", "y")}
+            arrays: dict[str, NDArray[Any]] = {
+                key: file[key] if rows is None else npz_rows(file, key, rows) for key in file.files if key in ("x", "y")
+            }
             found = ", ".join(file.files)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CStepError(f"{path}: truncated, or not an .npz of plain arrays ({first_line(error)})") from None
@@ -241,31 +276,34 @@ def read_npz(path: Path, shape: Shape | None) -> Content:
         or shape not in (None, images.shape[1:])
     ):
         raise CStepError(f"{path}: x is {by(x.shape)}; the program takes B x {takes}")
-    labels = as_labels(path, arrays["y"], len(images)) if "y" in arrays else None
+    numbers = range(len(images)) if rows is None else rows
+    labels = as_labels(path, arrays["y"], numbers) if "y" in arrays else None
     if images.dtype == np.uint8 and rank < EVENT_RANK:
         return images, labels, 255
     with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and is refused as such
         images = images.astype(np.float32)
     broken = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
     if broken.size:
-        raise CStepError(f"{path}: row {broken[0]}: x is not finite there (NaN or infinite in {broken.size} images)")
+        raise CStepError(
+            f"{path}: row {numbers[broken[0]]}: x is not finite there (NaN or infinite in {broken.size} images)"
+        )
     return images, labels, None
 
 
-def as_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Class numbers, one per image."""
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+def as_labels(path: Path, labels: NDArray[Any], rows: Sequence[int]) -> NDArray[np.int64]:
+    """Class numbers, one for each image of these rows."""
+    if labels.dtype.kind not in "iu" or labels.shape != (len(rows),):
         raise CStepError(
             f"{path}: labels are {labels.dtype} of shape {by(labels.shape)}; expected one whole number for each of "
-            f"the {count} images"
+            f"the {len(rows)} images"
         )
     broken = np.flatnonzero(labels < 0)
     if broken.size:
-        raise CStepError(f"{path}: row {broken[0]}: label {labels[broken[0]]}; classes count from 0")
+        raise CStepError(f"{path}: row {rows[broken[0]]}: label {labels[broken[0]]}; classes count from 0")
     return labels.astype(np.int64)
 
 
-def read_digits(split: str, shape: Shape | None) -> Content:
+def read_digits(split: str, shape: Shape | None, rows: Rows) -> Content:
     """scikit-learn's digits, each pixel 0..16, enlarged to its nearest neighbour.
 
     Held out as `test` is every fifth image of each class, in the data's own order: no random numbers, so every
@@ -283,10 +321,11 @@ def read_digits(split: str, shape: Shape | None) -> Content:
     held_out = np.zeros(len(labels), bool)
     for label in range(10):
         held_out[np.flatnonzero(labels == label)[4::5]] = True
-    chosen = held_out if split == "test" else ~held_out
-    rows = np.arange(height) * DIGITS_SIDE // height
-    columns = np.arange(width) * DIGITS_SIDE // width
-    grey = np.asarray(data.images, np.uint8)[chosen][:, None, rows[:, None], columns]
+    chosen = np.flatnonzero(held_out if split == "test" else ~held_out)
+    chosen = chosen if rows is None else chosen[np.asarray(rows)]
+    down = np.arange(height) * DIGITS_SIDE // height
+    across = np.arange(width) * DIGITS_SIDE // width
+    grey = np.asarray(data.images, np.uint8)[chosen][:, None, down[:, None], across]
     return np.repeat(grey, channels, axis=1), labels[chosen], DIGITS_WHITE
 
 

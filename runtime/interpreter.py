@@ -37,6 +37,8 @@ class RunResult:
     logits: NDArray[np.int64]
     """[inputs, classes], integers; times the output's scale they are the model's logits."""
     counters: Counters
+    steps: NDArray[np.int64]
+    """[inputs]: timesteps run."""
     currents: dict[int, NDArray[np.int32]] | None = None
     """By layer index, [inputs, timesteps, rows * columns, channels]: every neuron's input current, when observed."""
     spikes: dict[int, NDArray[np.uint8]] | None = None
@@ -123,9 +125,10 @@ def run(
 
     _each_input(one, len(integers), workers, progress)
     counters = Counters(_layer_names(program, shared), values)
+    steps = np.full(len(integers), program.header.timesteps, np.int64)
     if seen is None:
-        return RunResult(logits, counters)
-    return RunResult(logits, counters, seen.currents, seen.spikes)
+        return RunResult(logits, counters, steps)
+    return RunResult(logits, counters, steps, seen.currents, seen.spikes)
 
 
 def _each_input(one: Callable[[int], None], inputs: int, workers: int, progress: Callable[[int], None] | None) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from isa.errors import CStepError
 from runtime.dataset import Dataset, load_dataset
+from runtime.stored import stored
 
 SHAPE = (3, 4, 6)
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 1.0)
@@ -133,6 +134,44 @@ def test_batches_and_taking(tmp_path: Path) -> None:
             dataset.take(count)
 
 
+def test_some_rows_are_those_of_the_whole(tmp_path: Path) -> None:
+    images, labels = pictures(7), np.arange(7)
+    table = pyarrow.table({"img": [{"bytes": png(image), "path": ""} for image in images], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    np.savez(tmp_path / "stored.npz", x=images, y=labels)
+    np.savez_compressed(tmp_path / "compressed.npz", x=images.astype(np.float32), y=labels)
+    np.savez(tmp_path / "by_column.npz", x=np.asfortranarray(images), y=labels)
+    for label, image in enumerate(images):
+        (tmp_path / f"photos/{label}").mkdir(parents=True)
+        (tmp_path / f"photos/{label}/a.png").write_bytes(png(image))
+    rows = [5, 0, 3, 6]
+    for name in ("a.parquet", "stored.npz", "compressed.npz", "by_column.npz", "photos"):
+        whole, some = load(tmp_path / name), load(tmp_path / name, rows=rows)
+        assert np.array_equal(some.images, whole.images[rows]), name
+        assert some.labels is not None and some.labels.tolist() == rows
+        assert np.array_equal(some.fingerprints, whole.fingerprints[rows])
+        assert stored(str(tmp_path / name), "test").count == len(whole)
+    digits, some = (load("digits", shape=(1, 8, 8), mean=(0,), std=(1,), rows=each) for each in (None, rows))
+    assert np.array_equal(some.images, digits.images[rows])
+    np.savez(tmp_path / "short.npz", x=images, y=labels[:5])
+    with pytest.raises(CStepError, match="y has 5 rows, not 7"):
+        load(tmp_path / "short.npz", rows=rows)
+
+
+def test_what_is_stored_has_a_digest(tmp_path: Path) -> None:
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    (tmp_path / "photos/cat/a.png").write_bytes(png(pictures(1)[0]))
+    found = {stored(str(tmp_path / "photos"), "test").digest, stored("digits", "test").digest}
+    (tmp_path / "photos/cat/a.png").rename(tmp_path / "photos/cat/b.png")
+    found |= {stored(str(tmp_path / "photos"), "test").digest, stored("digits:train", "test").digest}
+    np.savez(tmp_path / "a.npz", x=pictures(3))
+    found.add(stored(str(tmp_path / "a.npz"), "test").digest)
+    assert len(found) == 5
+    (tmp_path / "a.npz").write_bytes(b"PK nothing")
+    with pytest.raises(CStepError, match=r"truncated, or not a \.npz"):
+        stored(str(tmp_path / "a.npz"), "test")
+
+
 def test_grey_images_fit_grey_and_colour_programs(tmp_path: Path) -> None:
     grey = pictures(1)[:, :1]
     path = write_parquet(tmp_path / "a.parquet", [png(grey[0])])
@@ -147,7 +186,7 @@ def test_digits_are_split_without_chance() -> None:
     assert train.labels is not None
     assert test.labels is not None
     assert np.bincount(test.labels).tolist() == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
-    assert test.digest == "53dc11930b7b59546b965602f9be5f9a38fc7889673b0cd6045f612c3ac4028a"
+    assert test.digest == "39aa3ba513873496c3815b1c82e04c8d2131a56ada64cf1933acf2e25d5ee2f5"
     seen = {image.tobytes() for image in train.pixels}
     assert not any(image.tobytes() in seen for image in test.pixels)
 

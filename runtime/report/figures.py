@@ -40,6 +40,19 @@ class Figure(Strict):
     per_input: Distribution
 
 
+class Histogram(Strict):
+    """How many inputs lie between neighbouring edges; the last edge belongs to the last bin."""
+
+    name: str
+    unit: str
+    origin: Origin
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+BINS = 24
+
+
 def distribution(values: NDArray[Any]) -> Distribution:
     """How values [inputs] are distributed."""
     p50, p95 = (float(np.percentile(values, point, method="inverted_cdf")) for point in (50, 95))
@@ -88,6 +101,34 @@ def figures_of(counters: Counters, machine: Machine) -> tuple[Figure, ...]:
         )
     )
     return (*figures, *(_energy_figure(counters, name) for name in energy_tables()))
+
+
+def steps_figure(steps: NDArray[np.int64]) -> Figure:
+    """Timesteps run [inputs]."""
+    return Figure(
+        name="steps",
+        unit="timesteps",
+        origin="measured",
+        definition="timesteps run until the input's result stood",
+        per_input=distribution(steps),
+    )
+
+
+def histograms_of(counters: Counters, steps: NDArray[np.int64]) -> tuple[Histogram, ...]:
+    """Operations, cycles, energy by every table, timesteps run: how many inputs cost how much."""
+    shown: dict[str, tuple[str, NDArray[Any]]] = {
+        "sop_hw": ("operations", counters.total("sop_hw")),
+        "cycles": ("cycles", counters.total("cycles")),
+    }
+    shown |= {f"energy {name}": ("pJ", energy(counters, energy_table(name)).sum(axis=1)) for name in energy_tables()}
+    found = [_histogram(name, unit, values, BINS) for name, (unit, values) in shown.items()]
+    return (*found, _histogram("steps", "timesteps", steps, np.arange(int(steps.max()) + 1) + 0.5))
+
+
+def _histogram(name: str, unit: str, values: NDArray[Any], bins: int | NDArray[Any]) -> Histogram:
+    counts, edges = np.histogram(values, bins)
+    origin = "modelled" if unit == "pJ" else origin_of(name)
+    return Histogram(name=name, unit=unit, origin=origin, edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
 def _energy_figure(counters: Counters, name: str) -> Figure:

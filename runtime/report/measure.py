@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from isa.errors import CStepError
 from isa.program import Program
-from runtime.dataset import Dataset, load_dataset
+from runtime.dataset import Dataset, drawn, load_dataset
 from runtime.interpreter import Kernels, RunResult, run
 from runtime.quantise import quantise_input
 from runtime.report.console import progress_bar
 from runtime.report.report import Inputs, Report, accuracy_of, make_report
 
 
-def inputs_for(program: Program, source: str, limit: int | None) -> Dataset:
-    """The test part of a data set, normalised as the program says; its first `limit` inputs, or all.
+def inputs_for(program: Program, source: str, rows: Sequence[int] | None = None) -> Dataset:
+    """The test part of a data set, normalised as the program says; all of it, or some rows.
 
     Raises CStepError for what does not fit the program, labels too.
     """
     wanted = program.header.input
     shape = (wanted.steps, *wanted.shape) if wanted.kind == "events" else wanted.shape
-    with progress_bar("read", None):
-        dataset = load_dataset(source, split="test", shape=shape, mean=wanted.mean, std=wanted.std)
+    dataset = load_dataset(source, split="test", shape=shape, mean=wanted.mean, std=wanted.std, rows=rows)
     classes = program.header.output.classes
     if dataset.labels is not None and dataset.labels.max() >= classes:
         raise CStepError(f"{source}: has label {dataset.labels.max()}; the program knows classes 0..{classes - 1}")
-    return dataset.take(min(limit, len(dataset))) if limit is not None else dataset
+    return dataset
+
+
+def calibrated_on(program: Program, total: int, read: Callable[[Sequence[int]], Dataset]) -> NDArray[np.int64]:
+    """Which of a data set's `total` inputs the program was calibrated on, as far as its provenance tells.
+
+    That is a number of images and their digest: they are found here where they are all of the data set, or as many as
+    `cstep compile` draws from it. `read` gives the rows asked for.
+    """
+    said = re.search(r", (\d+) images, sha256:([0-9a-f]+)$", program.header.provenance.calibration)
+    count = int(said[1]) if said else 0
+    if said is None or not 1 <= count <= total:
+        return np.zeros(0, np.int64)
+    rows = np.arange(total) if count == total else drawn(total, count, seed=0)
+    return rows if read(rows.tolist()).digest.startswith(said[2]) else rows[:0]
 
 
 def measure(
-    program: Program, dataset: Dataset, *, share: bool, kernels: Kernels, workers: int, compare: bool
+    program: Program, source: str, limit: int | None, *, share: bool, kernels: Kernels, workers: int, compare: bool
 ) -> Report:
-    """Run, and with `compare` run again with pair sharing the other way."""
+    """Run the first `limit` inputs, or all; and with `compare` run them again with pair sharing the other way."""
+    with progress_bar("read", None):
+        dataset = inputs_for(program, source)
+    taken = calibrated_on(program, len(dataset), dataset.rows)
+    dataset = dataset.take(min(limit, len(dataset))) if limit is not None else dataset
 
     def one(share: bool, label: str) -> RunResult:
         integers = quantise_input(program, dataset.images)
@@ -40,10 +63,16 @@ def measure(
     other = one(not share, f"run, sharing {'off' if share else 'on'}") if compare else None
     return make_report(
         program,
-        Inputs(source=dataset.name, digest=dataset.digest, count=len(dataset)),
-        done.counters,
+        Inputs(
+            source=dataset.name,
+            digest=dataset.digest,
+            count=len(dataset),
+            calibrated=int((taken < len(dataset)).sum()),
+        ),
+        done.counters.summed(),
+        done.steps,
         accuracy_of(done.logits.argmax(axis=1), dataset.labels),
         share=share,
-        other=other.counters if other else None,
+        other=other.counters.summed() if other else None,
         equal_logits=other is None or bool((done.logits == other.logits).all()),
     )

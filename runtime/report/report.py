@@ -10,11 +10,22 @@ from numpy.typing import NDArray
 from isa.errors import CStepError
 from isa.machine import Machine
 from isa.program import Program, Provenance
-from runtime.counters import COUNTERS, Counters
+from runtime.counters import COUNTERS, Summed
 from runtime.energy import Table, energy, energy_by_entry, energy_table, energy_tables
-from runtime.report.figures import Distribution, Figure, Origin, Strict, dram_bytes, figures_of, origin_of
+from runtime.report.figures import (
+    Distribution,
+    Figure,
+    Histogram,
+    Origin,
+    Strict,
+    dram_bytes,
+    figures_of,
+    histograms_of,
+    origin_of,
+    steps_figure,
+)
 
-SCHEMA = "cstep-report/1"
+SCHEMA = "cstep-report/2"
 
 
 class Inputs(Strict):
@@ -23,6 +34,8 @@ class Inputs(Strict):
     source: str
     digest: str
     count: int
+    calibrated: int = 0
+    """How many of them the program was calibrated on, as far as its provenance tells: they say too much good of it."""
 
 
 class Accuracy(Strict):
@@ -88,7 +101,7 @@ class EnergyTable(Strict):
 class Report(Strict):
     """Everything that report.json holds."""
 
-    schema_version: Literal["cstep-report/1"] = SCHEMA
+    schema_version: Literal["cstep-report/2"] = SCHEMA
     program: str
     """The program's digest."""
     provenance: Provenance
@@ -98,7 +111,10 @@ class Report(Strict):
     sharing_on: bool
     """Whether the figures are with pair sharing."""
     accuracy: Accuracy | None
+    exit_rate: float
+    """Fraction of the inputs that stopped before the last timestep."""
     figures: tuple[Figure, ...]
+    histograms: tuple[Histogram, ...]
     layers: tuple[LayerFigures, ...]
     sharing: Sharing | None
     energy: tuple[EnergyTable, ...]
@@ -118,22 +134,23 @@ COMPARED = ("sop_hw", "merges", "cycles", "latency", "weight_buffer_bytes", "dra
 def make_report(
     program: Program,
     inputs: Inputs,
-    counters: Counters,
+    counters: Summed,
+    steps: NDArray[np.int64],
     accuracy: Accuracy | None,
     *,
     share: bool,
-    other: Counters | None = None,
+    other: Summed | None = None,
     equal_logits: bool = True,
 ) -> Report:
-    """The report of a run whose `counters` were taken with sharing or without (`share`).
+    """The report of a run of `steps` [inputs] timesteps whose `counters` were taken with sharing or without (`share`).
 
     `other` are the counters of the same inputs with the opposite, and `equal_logits` whether that gave the same.
     """
     machine = program.header.machine
-    figures = figures_of(counters, machine)
+    figures = figures_of(counters.inputs, machine)
     sharing = None
     if other is not None:
-        others = figures_of(other, machine)
+        others = figures_of(other.inputs, machine)
         sharing = _sharing(figures, others, equal_logits) if share else _sharing(others, figures, equal_logits)
     return Report(
         program=program.digest,
@@ -143,7 +160,9 @@ def make_report(
         inputs=inputs,
         sharing_on=share,
         accuracy=accuracy,
-        figures=figures,
+        exit_rate=float((steps < program.header.timesteps).mean()),
+        figures=(*figures, steps_figure(steps)),
+        histograms=histograms_of(counters.inputs, steps),
         layers=_layers(program, counters),
         sharing=sharing,
         energy=tuple(_energy_table(counters, energy_table(name)) for name in energy_tables()),
@@ -176,10 +195,11 @@ def layer_units() -> dict[str, tuple[str, Origin]]:
     return units
 
 
-def _layers(program: Program, counters: Counters) -> tuple[LayerFigures, ...]:
-    means: dict[str, NDArray[np.float64]] = {each.name: counters.by_layer(each.name).mean(axis=0) for each in COUNTERS}
-    means["dram_bytes"] = dram_bytes(counters).mean(axis=0)
-    means |= {f"energy {name}": energy(counters, energy_table(name)).mean(axis=0) for name in energy_tables()}
+def _layers(program: Program, counters: Summed) -> tuple[LayerFigures, ...]:
+    inputs, sums = len(counters.inputs.values), counters.layers
+    means: dict[str, NDArray[np.float64]] = {each.name: sums.by_layer(each.name)[0] / inputs for each in COUNTERS}
+    means["dram_bytes"] = dram_bytes(sums)[0] / inputs
+    means |= {f"energy {name}": energy(sums, energy_table(name))[0] / inputs for name in energy_tables()}
     table = program.header.layers
     return tuple(
         LayerFigures(
@@ -189,12 +209,12 @@ def _layers(program: Program, counters: Counters) -> tuple[LayerFigures, ...]:
             source=table[index].source if index < len(table) else "",
             figures={figure: float(values[index]) for figure, values in means.items()},
         )
-        for index, name in enumerate(counters.layers)
+        for index, name in enumerate(sums.layers)
     )
 
 
-def _energy_table(counters: Counters, table: Table) -> EnergyTable:
-    spent = energy_by_entry(counters, table)
+def _energy_table(counters: Summed, table: Table) -> EnergyTable:
+    spent = energy_by_entry(counters.inputs, table)
     entries = tuple(
         TableEntry(**entry.model_dump(), mean=float(spent[entry.name].sum(axis=1).mean())) for entry in table.entries
     )

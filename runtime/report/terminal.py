@@ -13,7 +13,7 @@ from runtime.report.report import Report
 
 OPERATIONS = ("sop_dense", "sop_bit", "sop_union", "sop_hw", "mac", "neuron_updates")
 TRAFFIC = ("words_read", "words_skipped", "weight_buffer_bytes", "spike_buffer_bytes", "dram_bytes")
-TIME = ("cycles", "latency")
+TIME = ("cycles", "latency", "steps")
 
 
 class ReportTable:
@@ -39,6 +39,14 @@ class ReportTable:
         if report.accuracy is not None:
             accuracy = report.accuracy
             yield f"top-1 [bold]{accuracy.value:.2%}[/] ({accuracy.correct} of {accuracy.inputs}, measured)"
+
+        if report.exit_rate:
+            yield f"exit rate [bold]{report.exit_rate:.2%}[/] of the inputs stopped before timestep {report.timesteps}"
+        if report.inputs.calibrated:
+            yield (
+                f"[bold red]warning: calibration data == test data[/]: the program was calibrated on "
+                f"{report.inputs.calibrated:,} of these {report.inputs.count:,} inputs; take others for the test"
+            )
 
     def _figures(self) -> Table:
         table = Table("per input", "mean", "p50", "p95", "worst", "unit", "origin", box=None, pad_edge=False)

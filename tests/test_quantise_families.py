@@ -74,6 +74,12 @@ def test_every_pass_keeps_its_promise_and_onnxruntime_gives_the_same_integers(na
 
 
 @FAMILY
+def test_data_is_needed_where_the_family_says_so(name: str) -> None:
+    real, _ = modules(name)
+    assert any(isinstance(op, spike.Range) for op in real.operations()) == FAMILIES[name].needs_calibration
+
+
+@FAMILY
 def test_a_layer_that_gets_the_real_module_s_spikes_fires_as_it_does(name: str) -> None:
     """Random networks are chaotic, so their logits say little; every layer by itself says whether its integers do."""
     real, integer = modules(name)

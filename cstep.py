@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from isa.machine import Machine
     from isa.program import Program
     from runtime.counters import Counters
+    from runtime.evaluate.evaluation import Evaluation
 
-__all__ = ["CStepError", "Result", "compile", "export_onnx", "load", "main", "run"]
+__all__ = ["CStepError", "Result", "compile", "evaluate", "export_onnx", "load", "main", "run"]
 __version__ = "0.1.0"
 
 Kernels = Literal["fast", "reference"]
@@ -180,6 +181,35 @@ def run(
     done = run(program, integers, kernels=kernels, share=share, workers=threads, progress=progress)
     logits = (done.logits * program.header.output.scale).astype(np.float32)
     return Result(logits, done.logits.argmax(axis=1), done.counters)
+
+
+def evaluate(
+    program_file: str | Path,
+    data: str,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    limit: int | None = None,
+    shard: int | None = None,
+    workers: int | None = None,
+    backend: Literal["loky", "dask", "ray"] = "loky",
+    address: str | None = None,
+    share: bool = True,
+    kernels: Kernels = "fast",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run a program file on a data set (as for `cstep run`) in parallel processes, or on a cluster at `address`.
+
+    Every finished shard of `shard` inputs is a file of `folder`; with `resume` an evaluation that was killed goes on
+    from there. `workers` counts processes (None: one for each core). `progress` hears how many inputs are done, and of
+    how many. Raises CStepError for what `run` refuses, and for a folder that holds anything else.
+    """
+    from runtime.evaluate.evaluation import evaluate
+
+    return evaluate(
+        program_file, data, folder, resume=resume, limit=limit, shard=shard, workers=workers or cores(),
+        backend=backend, address=address, share=share, kernels=kernels, progress=progress,
+    )  # fmt: skip
 
 
 def compile_checked(

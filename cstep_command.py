@@ -15,6 +15,7 @@ import cstep
 from cstep_arguments import Data, MachineName, ProgramFile
 from cstep_check import check_command
 from cstep_compile import compile_command
+from cstep_eval import eval_command
 from cstep_export import export_command
 from isa.errors import CStepError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("compile")(compile_command)
 app.command("export")(export_command)
 app.command("check")(check_command)
+app.command("eval")(eval_command)
 
 
 @app.callback(invoke_without_command=True)

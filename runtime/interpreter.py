@@ -15,7 +15,7 @@ from isa.errors import CStepError
 from isa.instructions import Fire
 from isa.program import Program
 from runtime.counters import Counters, count, static_counts
-from runtime.decoded import Decoded, decoded
+from runtime.decoded import decoded
 from runtime.fast.walk import Workspace
 from runtime.fast.walk import walk as fast_walk
 from runtime.observe import Observation, after_fire, before_fire, empty_observation
@@ -25,7 +25,7 @@ from runtime.reference.walk import walk as reference_walk
 from runtime.state import State, padded_memory
 from runtime.timeline import timeline
 
-__all__ = ["Kernels", "Machinery", "RunResult", "quantise_input", "run"]
+__all__ = ["Kernels", "Machinery", "RunResult", "layer_names", "quantise_input", "run"]
 
 Kernels = Literal["fast", "reference"]
 
@@ -124,7 +124,7 @@ def run(
         values[number] = count(shared, static, share, machinery.record, times)
 
     _each_input(one, len(integers), workers, progress)
-    counters = Counters(_layer_names(program, shared), values)
+    counters = Counters(layer_names(program), values)
     steps = np.full(len(integers), program.header.timesteps, np.int64)
     if seen is None:
         return RunResult(logits, counters, steps)
@@ -165,6 +165,7 @@ def _check_integers(program: Program, integers: NDArray[np.int8]) -> None:
             raise CStepError(f"{name}: bytes {address}..{address + size - 1} are not in DRAM {memory}..{areas - 1}")
 
 
-def _layer_names(program: Program, shared: Decoded) -> tuple[str, ...]:
+def layer_names(program: Program) -> tuple[str, ...]:
+    """The names of the layers that counters have."""
     named = [layer.name for layer in program.header.layers]
-    return tuple(named + [f"layer {index}" for index in range(len(named), shared.layers)])
+    return tuple(named + [f"layer {index}" for index in range(len(named), decoded(program).layers)])

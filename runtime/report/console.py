@@ -55,7 +55,8 @@ class Speed(ProgressColumn):
 
 @contextmanager
 def progress_bar(label: str, total: int | None, unit: str | None = None) -> Generator[Callable[..., None]]:
-    """A bar on stderr while something runs; call it with how much is done, or with None and what begins now.
+    """A bar on stderr while something runs; call it with how much is done, or with None and what begins now,
+    and with the total where that was not known before.
 
     With a `unit`, how many a second and the time left, too. Nothing is shown where stderr is no terminal.
     """
@@ -73,9 +74,10 @@ def progress_bar(label: str, total: int | None, unit: str | None = None) -> Gene
         task = progress.add_task(label, total=total)
         begun = 0
 
-        def step(done: int | None, what: str | None = None) -> None:
+        def step(done: int | None, what: str | None = None, total: int | None = total) -> None:
             nonlocal begun
-            progress.update(task, completed=begun if done is None else done, description=what or label)
+            completed = begun if done is None else done
+            progress.update(task, completed=completed, description=what or label, total=total)
             begun += 1
 
         yield step

@@ -217,6 +217,18 @@ FORMS: dict[str, str] = {
         "%n = spike.sum %cn axis=0 : <34xacc>\n" + _level("y", "%n", CHANNELS, 4, "even", 2)
         + _head("%y", "34", "count<4>")
     ),
+    "two heads, on a raw stream and on levels": IMAGE + STEM + STREAM + (
+        "%rn = spike.reshape %r : <35x34xstr>\n"
+        "%n = spike.sum %rn axis=0 : <34xacc>\n" + _level("y", "%n", CHANNELS, 4, "even", -1)
+        + "%yt = spike.sum_time %y : !spike.tensor<34xacc>\n"
+        "%ya = spike.align %yt shift=4 : !spike.tensor<34xacc>\n"
+        "%l = spike.linear %ya, @l.w, @l.b : !spike.tensor<6xacc>\n"
+        "%nt = spike.sum_time %n : !spike.tensor<34xacc>\n"
+        "%na = spike.align %nt shift=-5 : !spike.tensor<34xacc>\n"
+        "%m = spike.linear %na, @m.w, @m.b : !spike.tensor<6xint<-2147483648, 2147483647>>\n"
+        "%o = spike.add %m, %l : !spike.tensor<6xint<-2147483648, 2147483647>>\n"
+        "spike.output %o scale=0.1\n"
+    ),
     "a head on a raw stream": IMAGE + STEM + STREAM + (
         "%rn = spike.reshape %r : <35x34xstr>\n"
         "%n = spike.sum %rn axis=0 : <34xacc>\n"

@@ -113,7 +113,7 @@ class _Grouper:
             case spike.Mask() | spike.Multiply() | spike.Dilate():
                 self._mask(op)
             case spike.Output():
-                self.stages.append(head_of(op, self.network, self._alias))
+                self._head(op)
             case (
                 spike.Input() | spike.Repeat() | spike.Align() | spike.Conv() | spike.Linear() | spike.Attention()
                 | spike.Sum() | spike.SumTime() | spike.HeadSum()
@@ -274,8 +274,17 @@ class _Grouper:
             raise refuse(op, f"sums {op.operand_type()}; it must be a train or a 16-bit stream")
         self.stages.append(SumStage(self._label(op), op.source, inputs, result, end, addend))
 
+    def _head(self, op: spike.Output) -> None:
+        head = head_of(op, self.network, self._alias)
+        for value, part in zip(head.inputs, head.parts, strict=True):
+            info = self.values.get(value)
+            top = part.shift + info.planes - 1 if isinstance(info, TrainInfo) else part.shift
+            if info is None or top > (MAX_PLANES if isinstance(info, TrainInfo) else 0):
+                raise refuse(op, "classifies sums of trains, shifted to the left by a few bits, or of 16-bit streams")
+        self.stages.append(head)
+
     def _add(self, op: spike.Add) -> None:
-        if op in self.fused.values():
+        if op in self.fused.values() or op.result_type.steps is None:  # logits: the head adds them
             return
         result = self._made(op.results[0])
         operands = tuple(self._alias(operand) for operand in op.operands)

@@ -121,7 +121,18 @@ def end_demand(lowering: Lowering, stage: EndedStage) -> EndDemand:
         spill=lowering.spills,
         steps=lowering.longest,
         window=lowering.window,
+        copies=_end_copies(lowering, stage),
     )
+
+
+def _end_copies(lowering: Lowering, stage: EndedStage) -> int:
+    """Copies of a tile over all calls: trains call by call, streams window by window."""
+    moved = [lowering.plan.info(value) for value in (stage.result, stage.addend) if value is not None]
+    if isinstance(stage.end, Rescaling):
+        return len(moved) * -(-lowering.plan.timesteps // lowering.window)
+    planes = [1 if lowering.calls == 1 else info.planes for info in moved if isinstance(info, TrainInfo)]
+    spilled = 2 * (lowering.calls - 1) if stage.end.has_membrane and lowering.spills else 0
+    return lowering.calls * sum(planes) + spilled
 
 
 def step_bytes(pixels: int, channels: int) -> int:

@@ -86,8 +86,12 @@ def sum_tile(
     channels: Span,
     *,
     per_step: bool,
+    lift: int = 0,
 ) -> Step:
-    """Load one window of a tile of tokens, and add it to the sums; the first tile (of each step) starts them."""
+    """Load one window of a tile of tokens, and add it to the sums; the first tile (of each step) starts them.
+
+    `lift` shifts the sums of a train to the left.
+    """
     info = lowering.plan.info(inputs[0])
     fresh = int(pixels[0] == 0 and (per_step or window[0] == 0))
     if isinstance(info, StreamInfo):
@@ -110,7 +114,7 @@ def sum_tile(
                 inputs=channels[1],
                 pixel_stride=words_of(channels[1]) * SPIKE_WORD_BYTES,
                 step_stride=bytes_of_step,
-                plane=plane,
+                plane=plane + lift,
                 fresh=int(fresh and plane == 0),
                 per_step=int(per_step),
                 both=int(len(inputs) > 1),

@@ -83,6 +83,7 @@ class _Weighted:
             end=end_demand(lowering, stage),
             calls=lowering.calls,
             total_steps=lowering.calls if self.is_still else self.plan.timesteps,
+            timesteps=1 if self.is_still else self.plan.timesteps,
             run=made.run if isinstance(made, TrainInfo) else 0,
             input_run=self.input.run if isinstance(self.input, TrainInfo) else 0,
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from compiler.backend.stages import Geometry, HeadStage, Neurons, Rescaling
+from compiler.backend.stages import Geometry, HeadPart, HeadStage, Neurons, Rescaling
 from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
@@ -141,39 +141,54 @@ def _tokens(op: spike.Sum) -> SSAValue:
 
 
 def head_of(op: spike.Output, network: Network, alias: Alias) -> HeadStage:
-    """Sums before and after the linear layer commute with it; the bias counts as often as they sum.
+    """The classifier that makes the logits: a linear layer, or several whose results are added.
 
-    Of a stream, the sums may be rounded (align) right in front of the linear layer.
+    Sums before and after a linear layer commute with it; the bias counts as often as they sum.
     """
-    value, repeats = op.operands[0], 1
+    found = list(_linears(op, op.operands[0], 1))
+    parts = [_head_part(linear, repeats, network, alias) for linear, repeats in found]
+    bias = np.zeros(op.operand_type().sizes[-1], np.int64)
+    for linear, repeats in found:
+        name = linear.symbol("bias")
+        bias += 0 if name is None else network.weights[name].astype(np.int64) * repeats
+    first = found[0][0]
+    return HeadStage(
+        first.label,
+        first.source,
+        tuple(value for value, _ in parts),
+        None,
+        tuple(part for _, part in parts),
+        bias.astype(np.int32),
+        op.get("scale"),
+    )
+
+
+def _linears(op: spike.Output, value: SSAValue, repeats: int) -> Iterator[tuple[spike.Linear, int]]:
+    """The linear layers whose results add up to `value`, and over how many values each is summed."""
     while isinstance(value.owner, spike.SumTime | spike.Sum):
         repeats *= _summed(value.owner)
         value = value.owner.operands[0]
-    linear, drop = value.owner, 0
-    if not isinstance(linear, spike.Linear):
+    if isinstance(value.owner, spike.Add):
+        for operand in value.owner.operands:
+            yield from _linears(op, operand, repeats)
+    elif isinstance(value.owner, spike.Linear):
+        yield value.owner, repeats
+    else:
         raise refuse(op, "the logits must come from a linear layer")
-    value = alias(linear.operands[0])
+
+
+def _head_part(linear: spike.Linear, repeats: int, network: Network, alias: Alias) -> tuple[SSAValue, HeadPart]:
+    """What a classifier sums, and its weights; the sums may be shifted (align) right in front of it."""
+    value, shift = alias(linear.operands[0]), 0
     if isinstance(value.owner, spike.Align):
-        drop = -value.owner.get("shift")
-        if drop < 0 or value.owner.symbol("bias") or repeats > 1:
-            raise refuse(value.owner, "before the classifier, sums are rounded last, to fewer bits and without a bias")
+        shift = value.owner.get("shift")
+        if value.owner.symbol("bias") or (shift < 0 and repeats > 1):
+            raise refuse(value.owner, "before the classifier, sums are shifted last, and without a bias")
         value = alias(value.owner.operands[0])
     while isinstance(value.owner, spike.SumTime | spike.Sum):
         value = alias(_tokens(value.owner) if isinstance(value.owner, spike.Sum) else value.owner.operands[0])
     weight = network.weights[_symbol(linear, "weight")].astype(np.int8)
-    bias = linear.symbol("bias")
-    biases = network.weights[bias].astype(np.int64) if bias else np.zeros(len(weight), np.int64)
-    return HeadStage(
-        linear.label,
-        linear.source,
-        (value,),
-        None,
-        weight.shape[1],
-        np.ascontiguousarray(weight.T),
-        (biases * repeats).astype(np.int32),
-        op.get("scale"),
-        drop,
-    )
+    return value, HeadPart(np.ascontiguousarray(weight.T), shift)
 
 
 def _summed(op: spike.SumTime | spike.Sum) -> int:

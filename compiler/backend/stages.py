@@ -303,15 +303,26 @@ class AddStage(Stage):
 
 
 @dataclass(frozen=True)
-class HeadStage(Stage):
-    """Sum over tokens and timesteps, and the classifier: logits = (features >> drop) weight + bias."""
+class HeadPart:
+    """A train or stream summed over tokens and timesteps, and its weights; the features are shifted in between."""
 
-    channels: int
     weight: NDArray[np.int8]
     """[in, out]."""
+    shift: int
+    """To the left for counts, which are summed so much higher; to the right, rounding half up, where negative."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.weight)
+
+
+@dataclass(frozen=True)
+class HeadStage(Stage):
+    """The classifier: logits = bias + the sum over parts, one an input, of shifted features times weights."""
+
+    parts: tuple[HeadPart, ...]
     bias: NDArray[np.int32]
     scale: float
-    drop: int
 
 
 @dataclass

@@ -45,6 +45,8 @@ class EndDemand:
     """Timesteps of a whole call."""
     window: int
     """Timesteps of a window."""
+    copies: int = 0
+    """Copies of a tile over all calls: results, what is added, membranes."""
 
     def spike_bytes(self, pixels: int, channels: int) -> int:
         """The result, and the residuals of this tile and of the next."""

@@ -1,8 +1,9 @@
-"""The tiling of a weighted stage that moves the fewest bytes over DRAM.
+"""The tiling of a weighted stage that keeps DRAM busy for the shortest time.
 
 Every candidate is a choice of output channels, input channels and pixels in a tile, of the loop that is outermost, and
-of whether inputs come window by window. Bytes are counted before compression and whatever is loaded again is counted
-again. A larger buffer only adds candidates, so the chosen bytes never grow with a buffer.
+of whether inputs come window by window. Its cost is the bytes that it moves, before compression, and for each copy as
+many bytes as DRAM could have moved while the copy waited for its first; whatever is loaded again is counted again. A
+larger buffer only adds candidates, so the cost never grows with a buffer.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Tiling:
     by_window: bool
     """Load a tile's inputs window by window; otherwise those of all timesteps at once."""
     dram_bytes: int
-    steps: int
+    """Bytes of weights, constants and inputs that all calls move."""
+    copies: int
+    """Copies that all calls make, results and residuals too."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Demand:
     planes: int
     """Bit planes of the input; 0 where it is int8 values."""
     input_steps: int
-    """Timesteps that the input of a call has in DRAM: 1 for an image."""
+    """Timesteps of the input of a call: 1 for an image."""
     end: EndDemand
     calls: int
     """How often the stage is computed: once, or once a window."""
     total_steps: int
     """Timesteps of input that all calls load."""
+    timesteps: int
+    """Timesteps that the input has in DRAM: planes of all of them are one copy."""
     run: int = 0
     """Output channels that begin at a spike word of their own; 0 for all of them."""
     input_run: int = 0
@@ -82,13 +87,17 @@ class Demand:
 
 def choose(demand: Demand, machine: Machine, where: str) -> Tiling:
     """The best tiling of a weighted stage. Raises CStepError where not even the smallest tile fits."""
-    best: Tiling | None = None
-    for candidate in _candidates(demand, machine):
-        if best is None or (candidate.dram_bytes, candidate.steps) < (best.dram_bytes, best.steps):
-            best = candidate
+    wait = latency_bytes(machine)
+    best = min(_candidates(demand, machine), key=lambda tiling: tiling.dram_bytes + wait * tiling.copies, default=None)
     if best is None:
         raise CStepError(f"{where}: not even its smallest tile fits the buffers of machine {machine.name}")
     return best
+
+
+def latency_bytes(machine: Machine) -> int:
+    """Bytes that DRAM moves in the time that a copy waits for its first; of an infinite bandwidth, a burst a cycle."""
+    numerator, denominator = machine.cycles_per_burst
+    return machine.dram_latency * machine.burst_bytes * denominator // (numerator or denominator)
 
 
 def _candidates(demand: Demand, machine: Machine) -> Iterator[Tiling]:
@@ -173,25 +182,28 @@ def _inputs_fit(
 
 
 def _tiling(demand: Demand, outputs: int, inputs: int, size: int, windows: bool, outermost: bool) -> Tiling:
-    """The tiling with its DRAM bytes."""
+    """The tiling with its bytes and copies."""
     output_tiles, input_tiles = -(-demand.outputs // outputs), _input_count(demand, inputs)
     pixel_tiles = -(-demand.extent // size)
+    tiles = output_tiles * pixel_tiles
     rounds = -(-demand.end.steps // demand.end.window) if windows else 1
+    # How often constants are loaded, and weights that stay while all tiles of pixels pass.
     again = pixel_tiles if outermost and output_tiles > 1 else 1
     weight_loads = pixel_tiles * rounds if input_tiles > 1 else again
-    weights = _weight_bytes(demand, demand.outputs, demand.inputs) * weight_loads
-    constants = demand.outputs * CONSTANT_BYTES * again
-    once = demand.is_depthwise or _is_resident(demand, size, windows, outermost)
-    inputs_moved = _input_bytes(demand, size) * demand.total_steps * (1 if once else output_tiles)
-    return Tiling(
-        outputs,
-        inputs,
-        size,
-        outermost,
-        windows,
-        (weights + constants) * demand.calls + inputs_moved,
-        output_tiles * input_tiles * pixel_tiles * rounds,
+    resident = _is_resident(demand, size, windows, outermost)
+    input_loads = (pixel_tiles if resident else tiles * rounds) * input_tiles
+    moved = (
+        demand.calls * _weight_bytes(demand, demand.outputs, demand.inputs) * weight_loads
+        + demand.calls * demand.outputs * CONSTANT_BYTES * again
+        + demand.total_steps * _input_bytes(demand, size) * (1 if resident or demand.is_depthwise else output_tiles)
     )
+    all_steps = not windows and demand.input_steps == demand.timesteps
+    copies = (
+        demand.calls * output_tiles * (input_tiles * weight_loads + again)
+        + demand.calls * input_loads * (1 if all_steps else max(demand.planes, 1))
+        + tiles * demand.end.copies
+    )
+    return Tiling(outputs, inputs, size, outermost, windows, moved, copies)
 
 
 def _input_bytes(demand: Demand, size: int) -> int:

@@ -70,20 +70,25 @@ def compare_with_eager(model: nn.Module, network: Network, inputs: NDArray[np.fl
     """
     executor = Executor(network)
     neurons = [op for op in network.operations() if isinstance(op, NEURONS)]
+    places = {neuron.label: neuron.source for neuron in neurons}
     compared = 0
     for index, x in enumerate(inputs):
         output, currents = run_eager(model, x)
-        imported = executor.run(x)
+        sizes = output.size + sum(current.size for current in currents)
         if len(currents) != len(neurons):
             raise CStepError(
                 f"input {index}: the model calls neurons {len(currents)} times, but {len(neurons)} times on the "
                 "example that it was traced with; it must not branch"
             )
-        for neuron, current in zip(neurons, currents, strict=True):
-            where = f"{neuron.label} ({neuron.source})"
-            _require_equal(f"{where}: input {index}: the current", current, imported.currents[neuron.label])
-        _require_equal(f"output: input {index}: the logits", output, imported.output)
-        compared += output.size + sum(current.size for current in currents)
+        left = dict(zip((neuron.label for neuron in neurons), currents, strict=True))
+        del currents
+
+        def equal(label: str, imported: NDArray[Any], index: int = index, left: dict[str, Any] = left) -> None:
+            where = f"{label} ({places[label]})"
+            _require_equal(f"{where}: input {index}: the current", left.pop(label), imported)
+
+        _require_equal(f"output: input {index}: the logits", output, executor.run(x, watch=equal).output)
+        compared += sizes
     return compared
 
 

@@ -27,12 +27,15 @@ from isa.errors import CStepError
 
 Weights = Callable[[str], Tensor]
 Meaning = Callable[..., Tensor]
+Watch = Callable[[str, NDArray[Any]], None]
 MEANINGS: dict[type[HouseOperation], Meaning] = {}
 
 NEURONS = (spike.Lif, spike.Level, spike.IntegerLif, spike.IntegerLevel)
 """Ops whose input currents and spikes a run records."""
 STREAMS = (spike.Range, spike.Rescale)
 """Ops whose results a run records as streams."""
+LARGE = 1 << 20
+"""Reals of larger trains are kept in float32: a 224x224 image makes tens of millions of currents."""
 INT16 = (-(1 << 15), (1 << 15) - 1)
 EXACT_FLOAT32 = 1 << 24
 
@@ -394,10 +397,13 @@ class Executor:
         return tensor.to(self.dtype if real else torch.int64).requires_grad_(real)
 
     @torch.no_grad()
-    def run(self, x: NDArray[np.float32], forced: Mapping[str, NDArray[Any]] | None = None) -> Run:
+    def run(
+        self, x: NDArray[np.float32], forced: Mapping[str, NDArray[Any]] | None = None, watch: Watch | None = None
+    ) -> Run:
         """Run on one image [C, H, W] or one train of events [T, C, H, W].
 
         `forced` are spikes by neuron that go on in place of those computed (whose currents are still recorded).
+        `watch` hears label and currents of every layer of neurons as they are recorded.
         """
         values: dict[Any, Tensor] = {}
         uses = Counter(operand for op in self.network.operations() for operand in op.operands)
@@ -423,6 +429,8 @@ class Executor:
             if isinstance(op, NEURONS):
                 run.currents[op.label] = _compact(operands[0])
                 run.spikes[op.label] = _compact(result, is_spikes=_gives_ones(op))
+                if watch is not None:
+                    watch(op.label, run.currents[op.label])
                 if forced is not None:
                     result = torch.from_numpy(forced[op.label]).to(result.dtype)
             elif isinstance(op, STREAMS):
@@ -439,6 +447,8 @@ def _compact(values: Tensor, is_spikes: bool = False) -> NDArray[Any]:
     """The same numbers in fewer bytes, for what is kept of a run."""
     if is_spikes:
         return values.to(torch.uint8).numpy()
+    if values.dtype == torch.float64 and values.numel() > LARGE:
+        return values.to(torch.float32).numpy()
     if _is_integer(values) and values.numel() and int(values.abs().max()) < 1 << 31:
         return values.to(torch.int32).numpy()
     return values.numpy()

@@ -7,6 +7,7 @@ pass that changes a weight adds a new name. On disk a dump is `05-quantise.spike
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,6 +109,15 @@ class Network:
         """The module in the house spelling, without the wrapper."""
         lines = str(self.module).splitlines()
         return "\n".join(line.removeprefix("  ") for line in lines[1:-1]) + "\n"
+
+    def digest(self) -> str:
+        """sha256 of the module's text and of the weights that it names."""
+        found = hashlib.sha256(self.text().encode())
+        for name in sorted(self.named()):
+            value = self.weights[name]
+            found.update(f"{name} {value.dtype} {value.shape}".encode())
+            found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return found.hexdigest()
 
     def clone(self) -> Network:
         """A copy of the module, with a store of its own: what is added there is not added here."""

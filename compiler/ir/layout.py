@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, count
 from math import prod
 
 import numpy as np
@@ -154,22 +155,83 @@ class Layout:
                 runs.append([place])
         return runs
 
-    def emit(self, value: SSAValue, emit: Emit, source: str, hint: str, *, inverse: bool = False) -> SSAValue:
-        """Emit this layout (or its inverse) on `value` as at most reshape, transpose, reshape."""
-        sizes = [f.size for group in self.source for f in group]
+    def steps(self, *, inverse: bool = False) -> list[tuple[type[spike.SpikeOperation], tuple[int, ...]]]:
+        """The fewest ops that make the result from the source (or the source from the result).
+
+        Each is a reshape to sizes or a transpose to an order: at most reshape, transpose, reshape; one transpose where
+        dimensions only change places.
+        """
+        return min(map(self._by_way_of, self._cuts(), [inverse] * 3), key=len)
+
+    @property
+    def length(self) -> int:
+        """How many ops it takes."""
+        return len(self.steps())
+
+    def _cuts(self) -> tuple[list[list[int]], ...]:
+        """Three ways to cut the result into pieces that move as one: where neighbours part, and there and wherever a
+        dimension of the source, or of the result, ends. Places of source factors, in the order of the result.
+        """
+        ends = [set(accumulate(map(len, groups))) for groups in (self.source, self.result)]
         runs = self.runs()
-        by_source = sorted(runs)
-        widths = [prod(sizes[place] for place in run) for run in by_source]
-        order = [by_source.index(run) for run in runs]
-        if inverse:
-            widths = [widths[index] for index in order]
-            order = [order.index(index) for index in range(len(order))]
-        target = self.sizes if inverse else self.result_sizes
-        if order != sorted(order):
-            value = _reshaped(value, tuple(widths), emit, source, hint)
-            result = shaped(value.type).with_sizes([widths[index] for index in order])
-            value = emit(spike.Transpose.make(value, result=result, source=source, hint=hint, order=tuple(order)))
-        return _reshaped(value, target, emit, source, hint)
+        by_source = [piece for run in runs for piece in _cut(run, [place in ends[0] for place in run])]
+        after = accumulate(map(len, runs), initial=0)
+        by_result = [
+            piece
+            for run, first in zip(runs, after, strict=False)
+            for piece in _cut(run, [first + index in ends[1] for index in range(len(run))])
+        ]
+        return runs, by_source, by_result
+
+    def _by_way_of(
+        self, pieces: list[list[int]], inverse: bool
+    ) -> list[tuple[type[spike.SpikeOperation], tuple[int, ...]]]:
+        """The ops of a way that moves these pieces; dimensions of size 1 are taken along where they need no reshape."""
+        sizes = [f.size for group in self.source for f in group]
+        before = [(prod(sizes[place] for place in piece), piece[0]) for piece in sorted(pieces)]
+        after = [(prod(sizes[place] for place in piece), piece[0]) for piece in pieces]
+        first, last = _with_ones(before, self.sizes), _with_ones(after, self.result_sizes)
+        if len(first) != len(last):
+            first, last = before, after
+        begin, end = (self.result_sizes, self.sizes) if inverse else (self.sizes, self.result_sizes)
+        first, last = (last, first) if inverse else (first, last)
+        order = tuple(first.index(dimension) for dimension in last)
+        ops: list[tuple[type[spike.SpikeOperation], tuple[int, ...]]] = []
+        if list(order) != sorted(order):
+            if (widths := tuple(size for size, _ in first)) != begin:
+                ops.append((spike.Reshape, widths))
+            ops.append((spike.Transpose, order))
+            begin = tuple(size for size, _ in last)
+        return ops + ([(spike.Reshape, end)] if begin != end else [])
+
+    def emit(self, value: SSAValue, emit: Emit, source: str, hint: str, *, inverse: bool = False) -> SSAValue:
+        """Emit this layout (or its inverse) on `value`, in the fewest ops."""
+        for kind, numbers in self.steps(inverse=inverse):
+            sizes = shaped(value.type).sizes
+            if kind is spike.Reshape:
+                value = _reshaped(value, numbers, emit, source, hint)
+                continue
+            result = shaped(value.type).with_sizes([sizes[index] for index in numbers])
+            value = emit(spike.Transpose.make(value, result=result, source=source, hint=hint, order=numbers))
+        return value
+
+
+def _cut(run: list[int], parts_from: list[bool]) -> list[list[int]]:
+    """A run in pieces: a new one wherever `parts_from` says so."""
+    pieces: list[list[int]] = []
+    for place, parts in zip(run, parts_from, strict=True):
+        if parts or not pieces:
+            pieces.append([])
+        pieces[-1].append(place)
+    return pieces
+
+
+def _with_ones(dimensions: list[tuple[int, int]], sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """`dimensions` with the sizes of 1 that `sizes` has, numbered from behind; as they are where others differ."""
+    if tuple(size for size, _ in dimensions) != tuple(size for size in sizes if size != 1):
+        return dimensions
+    rest, ones = iter(dimensions), count(-1, -1)
+    return [(1, next(ones)) if size == 1 else next(rest) for size in sizes]
 
 
 def _reshaped(value: SSAValue, sizes: tuple[int, ...], emit: Emit, source: str, hint: str) -> SSAValue:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar
 
 from xdsl.dialects.builtin import IntAttr
 
 from compiler.ir import spike
-from compiler.ir.layout import LAYOUT_OPS, Layout, chain_to
+from compiler.ir.layout import LAYOUT_OPS, chain_to
 from compiler.ir.meaning import NEURONS
 from compiler.ir.network import Network
 from compiler.ir.types import Train, shaped
@@ -77,11 +76,11 @@ def _drop_dead(network: Network) -> bool:
 
 
 def _collapse(op: spike.SpikeOperation) -> bool:
-    """A chain of layout ops -> at most reshape, transpose, reshape."""
+    """A chain of layout ops -> the fewest: at most reshape, transpose, reshape."""
     if not isinstance(op, LAYOUT_OPS) or all(isinstance(use.operation, LAYOUT_OPS) for use in op.results[0].uses):
         return False  # only the last op of a chain
     source, layout = chain_to(op.results[0])
-    needed = _length(layout)
+    needed = layout.length
     length = 0
     value = op.results[0]
     while value is not source:
@@ -93,17 +92,6 @@ def _collapse(op: spike.SpikeOperation) -> bool:
     emit = emitter(op)
     replace_op(op, layout.emit(source, emit, op.source, op.label))
     return True
-
-
-def _length(layout: Layout) -> int:
-    """Ops that `layout` needs."""
-    if layout.keeps_order:
-        return int(layout.sizes != layout.result_sizes)
-    runs = layout.runs()
-    sizes = [f.size for group in layout.source for f in group]
-    widths = tuple(prod(sizes[place] for place in run) for run in sorted(runs))
-    result = tuple(prod(sizes[place] for place in run) for run in runs)
-    return 1 + int(widths != layout.sizes) + int(result != layout.result_sizes)
 
 
 def _sink(op: spike.SpikeOperation) -> bool:

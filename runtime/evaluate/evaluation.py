@@ -15,7 +15,7 @@ from isa.program import Program, load
 from runtime.counters import COUNTERS, Counters, Summed
 from runtime.dataset import digest_of
 from runtime.evaluate.folder import About, Folder
-from runtime.evaluate.pools import Backend, finished
+from runtime.evaluate.pools import Backend, finished, require_backend
 from runtime.evaluate.shard import UNLABELLED, Shard, Task
 from runtime.interpreter import Kernels, layer_names, run
 from runtime.quantise import quantise_input
@@ -67,6 +67,7 @@ def evaluate(
 
     Raises CStepError for a folder of another evaluation, and for what `run` refuses.
     """
+    require_backend(backend, address)
     program_file, data = str(Path(program_file).absolute()), _absolute(data)
     program = load(program_file)
     held = stored(data, "test")

@@ -50,13 +50,13 @@ class Folder:
 
     @staticmethod
     def open(path: Path, wanted: Callable[[int | None], About], resume: bool) -> Folder:
-        """Begin in an empty folder, or resume where `wanted`, given the inputs of a shard there, is what it is of.
+        """Begin in a folder without shards; or resume where it is of what is `wanted`, given the inputs of a shard.
 
-        `wanted` of None chooses the inputs of a shard. Raises CStepError for a folder that holds anything else.
+        `wanted` of None chooses those. Raises CStepError for a folder that holds anything else.
         """
         make_directory(path)
-        held = [each for each in path.iterdir() if not each.name.startswith(".")]
-        if not held:
+        held = [each.name for each in path.iterdir() if not each.name.startswith(".")]
+        if not held or held == [ABOUT]:
             about = wanted(None)
             write_whole(path / ABOUT, (about.model_dump_json(indent=1) + "\n").encode())
             return Folder(path, about)
@@ -90,9 +90,19 @@ def _about(path: Path) -> About:
 
 
 def _require_same(path: Path, began: About, wanted: About) -> None:
-    for name in About.model_fields:
+    for name, called in _CALLED.items():
         old, new = getattr(began, name), getattr(wanted, name)
         if old != new:
-            called = {"program": "another program", "data": "another data set"}.get(name, f"another number or {name}")
-            said = "" if name == "counters" else f" ({name} {old}, now {new})"
-            raise CStepError(f"{path}: holds results of {called}{said}; name another folder for these")
+            said = "" if name == "counters" else f" ({name} {str(old)[:16]}, now {str(new)[:16]})"
+            raise CStepError(f"{path}: holds results {called}{said}; name another folder for these")
+
+
+_CALLED = {
+    "program": "of another program",
+    "data": "of another data set",
+    "inputs": "of another number of inputs",
+    "share": "with the other sharing",
+    "kernels": "of the other kernels",
+    "counters": "of a version with other counters",
+    "shard": "in shards of another size",
+}

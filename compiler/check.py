@@ -26,6 +26,7 @@ from compiler.ir.cstep import BufferOp, InstructionOp
 from compiler.ir.meaning import NEURONS, STREAMS, Executor, Run
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
+from compiler.passes.split_channels import whole_of
 from isa.errors import CStepError
 from isa.program import Program, Provenance
 
@@ -162,6 +163,7 @@ class Checker:
         runs: list[Run] = []
         for image, (x, before) in enumerate(zip(self.inputs, self._reference, strict=True)):
             moved = keeps == Keeps.VALUES
+            _split_neurons(before, after)
             errors = [most]
 
             def close(
@@ -219,6 +221,21 @@ class Checker:
             f"{name}: {self._place(label)}: image {image}, element {list(first)} is {after[first]} after the pass and "
             f"{before[first]} before it ({count} of {before.size} differ){dumps}"
         )
+
+
+def _split_neurons(run: Run, after: Network) -> None:
+    """Give each part of neurons that a pass split (split-channels) its channels of the run before."""
+    widths: dict[str, dict[str, int]] = {}
+    for op in after.operations():
+        if isinstance(op, NEURONS) and (whole := whole_of(op.label)) in run.currents:
+            widths.setdefault(whole, {})[op.label] = op.result_type.sizes[-1]
+    for whole, parts in widths.items():
+        if sum(parts.values()) != run.currents[whole].shape[-1]:
+            continue  # not all are there: the whole is missed
+        names = sorted(parts, key=lambda label: int(label.rpartition(".")[2]))
+        ends = np.cumsum([parts[name] for name in names])[:-1]
+        for values in (run.currents, run.spikes):
+            values.update(zip(names, np.split(values.pop(whole), ends, axis=-1), strict=True))
 
 
 NOWHERE = Provenance(model="", checkpoint="", calibration="", pipeline="", schedule="", version="")

@@ -33,6 +33,7 @@ from compiler.passes.network_pass import NetworkPass
 from compiler.passes.quantise import Quantise
 from compiler.passes.reassociate_attention import ReassociateAttention
 from compiler.passes.record_ranges import RecordRanges
+from compiler.passes.split_channels import SplitChannels
 from isa.errors import CStepError
 from isa.machine import Machine
 from isa.program import Program, Provenance
@@ -41,6 +42,7 @@ from isa.verify import verify
 PASSES: tuple[type[NetworkPass], ...] = (
     FuseAttention,
     Canonicalise,
+    SplitChannels,
     FuseMasks,
     FoldBatchNorm,
     FoldLinearChains,
@@ -54,7 +56,8 @@ PASSES: tuple[type[NetworkPass], ...] = (
 )
 
 DEFAULT_PASSES = (
-    "fuse-attention,canonicalise,fuse-masks,canonicalise,fold-batch-norm,fold-linear-chains,join-heads,record-ranges,"
+    "fuse-attention,canonicalise,split-channels,canonicalise,fuse-masks,canonicalise,"
+    "fold-batch-norm,fold-linear-chains,join-heads,record-ranges,"
     "quantise{image-scale=SCALE accumulator-bits=BITS},"
     "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )

@@ -20,12 +20,14 @@ def one_form(network: Network, op: spike.SpikeOperation) -> bool:
 
     A convolution of one pixel is a linear layer. A linear layer over a whole image is a convolution by a window of the
     image's size, or, in the head, where the image is not square, and of tokens, a linear layer over them row by row.
-    A max-pool over tokens and the channels of heads is a dilation.
+    A max-pool over tokens and the channels of heads is a dilation. Attention of transposed heads is attention.
     """
     if isinstance(op, spike.Conv):
         return _pixel_by_pixel(network, op)
     if isinstance(op, spike.MaxPool):
         return _dilated(op)
+    if isinstance(op, spike.Attention):
+        return _turned(op)
     return isinstance(op, spike.Linear) and _over_an_image(network, op)
 
 
@@ -78,6 +80,30 @@ def _dilated(op: spike.MaxPool) -> bool:
     x = reshaped(source, op.operand_type().with_sizes(view.sizes), emit, op)
     made = emit(spike.Dilate.make(x, result=shaped(x.type), source=op.source, hint=op.label, heads=heads))
     replace_op(op, view.emit(made, emit, op.source, op.label))
+    return True
+
+
+def _turned(op: spike.Attention) -> bool:
+    """attention of channels x (heads tokens), each transposed from tokens x channels -> attention of those.
+
+    (a b) c of transposed heads is the transpose of (c' b') a': q and v change places, and so does what comes first.
+    """
+    width, heads = op.result_type.sizes[0], op.get("heads")
+    tokens = op.result_type.sizes[1] // heads
+    view = Layout((tokens, heads * width))
+    view.reshape((tokens, heads, width))
+    view.transpose((2, 1, 0))
+    view.reshape((width, heads * tokens))
+    chains = [chain_to(operand) for operand in op.operands]
+    if view.keeps_order or not all(layout.same_order(view) for _, layout in chains):
+        return False
+    emit, kind = emitter(op), op.result_type.with_sizes(view.sizes)
+    v, k, q = (reshaped(source, kind, emit, op) for source, _ in chains)
+    order = "values" if op.get("order") == "scores" else "scores"
+    made = spike.Attention.make(
+        q, k, v, result=kind, source=op.source, hint=op.label, heads=heads, scale=op.get("scale"), order=order
+    )
+    replace_op(op, view.emit(emit(made), emit, op.source, op.label))
     return True
 
 

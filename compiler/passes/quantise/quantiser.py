@@ -118,7 +118,7 @@ class Quantiser:
             )
 
 
-FOLDED = (".folded", ".row", ".matrix", ".window", ".rows", ".chain", ".joined", ".scaled")
+FOLDED = (".folded", ".row", ".matrix", ".window", ".rows", ".chain", ".joined", ".scaled", ".wide")
 
 
 def base_name(name: str) -> str:

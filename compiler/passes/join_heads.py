@@ -8,11 +8,22 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.ir import spike
+from compiler.ir.layout import chain_to
 from compiler.ir.network import Network
 from compiler.ir.types import Tensor, shaped
-from compiler.passes.currents import currents
+from compiler.passes.currents import currents, reaches_output
 from compiler.passes.network_pass import Keeps, NetworkPass
-from compiler.passes.rewriting import Real, bias_of, emitter, erase, only_user, remake, replace_op, weight_of
+from compiler.passes.rewriting import (
+    Real,
+    bias_of,
+    emitter,
+    erase,
+    erase_unread,
+    only_user,
+    remake,
+    replace_op,
+    weight_of,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class JoinHeads(NetworkPass):
         %l = spike.mean_time %h                       : !spike.tensor<10xf32>
     with head.joined = (head + kd) / 2. A head that reads raw membranes (their mean over tokens) reads their mean over
     time, too, instead of being averaged itself: sums come first, while they are exact. So does one of two heads that
-    read different inputs, and stay two.
+    read different inputs, and stay two. Logits that are means of groups of spikes (votes) come from one, too.
     """
 
     name = "join-heads"
@@ -35,12 +46,30 @@ class JoinHeads(NetworkPass):
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
-        for rewrite in (_joined, _scale_first, _mean_first):
+        for rewrite in (_voted, _joined, _scale_first, _mean_first):
             while any(
                 rewrite(network, op) for op in list(network.operations()) if isinstance(op, spike.SpikeOperation)
             ):
                 pass
         return network
+
+
+def _voted(network: Network, op: spike.SpikeOperation) -> bool:
+    """mean of views of channels, which are the logits -> linear, with weights of 1 / as many as are averaged."""
+    source, view = chain_to(op.operands[0]) if isinstance(op, spike.Mean) else (None, None)
+    if source is None or view is None or len(view.sizes) != 1 or not reaches_output(op.results[0]):
+        return False
+    voters = np.moveaxis(view.positions(), op.get("axis"), -1)
+    if voters.ndim != 2:
+        return False
+    weight = np.zeros((len(voters), *view.sizes))
+    np.put_along_axis(weight, voters, 1 / voters.shape[1], axis=1)
+    symbols = {"weight": network.add_weight(f"{op.label}.votes", weight)}
+    made = spike.Linear.make(source, result=op.result_type, symbols=symbols, source=op.source, hint=op.label)
+    view_of = op.operands[0]
+    replace_op(op, emitter(op)(made))
+    erase_unread(view_of)
+    return True
 
 
 def _joined(network: Network, op: spike.SpikeOperation) -> bool:

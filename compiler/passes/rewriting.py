@@ -38,6 +38,16 @@ def erase(*ops: Operation) -> None:
         op.erase()
 
 
+def erase_unread(value: SSAValue) -> None:
+    """Erase what makes a value that nothing reads any more."""
+    owner = value.owner
+    if isinstance(owner, spike.SpikeOperation) and owner.parent is not None and owner.operands and not value.uses:
+        operands = list(owner.operands)
+        erase(owner)
+        for operand in operands:
+            erase_unread(operand)
+
+
 def replace_op(op: spike.SpikeOperation, value: SSAValue) -> None:
     """`value` in the place of the result of `op`, which goes."""
     op.results[0].replace_all_uses_with(value)

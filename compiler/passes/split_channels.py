@@ -20,7 +20,7 @@ from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.rewriting import (
     Weighted,
     emitter,
-    erase,
+    erase_unread,
     layer_properties,
     only_user,
     remake,
@@ -94,7 +94,7 @@ def _split(network: Network, op: spike.Slice) -> bool:
                 emit = emitter(cut.op)
                 view = cut.op.operands[0]
                 replace_op(cut.op, cut.view.emit(made[cut.start, cut.end], emit, cut.op.source, cut.op.label))
-                _erase_unread(view)
+                erase_unread(view)
             return True
     return _into_readers(network, op)
 
@@ -164,15 +164,6 @@ def _rows(network: Network, op: spike.SpikeOperation, key: str, start: int, end:
     return None if name is None else network.add_weight(f"{name}{PART}{number}", network.weights[name][start:end])
 
 
-def _erase_unread(value: SSAValue) -> None:
-    """Erase what makes a value that nothing reads any more."""
-    owner = value.owner
-    if isinstance(owner, spike.SpikeOperation) and owner.operands and not value.uses:
-        operand = owner.operands[0]
-        erase(owner)
-        _erase_unread(operand)
-
-
 def _into_readers(network: Network, op: spike.Slice) -> bool:
     """layer(slice(x)) -> layer(x), with weights of 0 for the channels that are not in the slice."""
     readers, sizes = list(_readers(op.results[0])), op.operand_type().sizes
@@ -191,7 +182,7 @@ def _into_readers(network: Network, op: spike.Slice) -> bool:
         new.properties["weight"] = SymbolRefAttr(network.add_weight(f"{name}.wide", wide))
         operand = layer.operands[0]
         replace_op(layer, emit(new))
-        _erase_unread(operand)
+        erase_unread(operand)
     return True
 
 

@@ -9,8 +9,8 @@ from xdsl.ir import SSAValue
 
 from compiler.ir import spike
 from compiler.ir.fixed_point import THRESHOLD_LIMIT, Integer, Real, multipliers
-from compiler.ir.types import Element
-from compiler.passes.currents import NEURONS, Group, Role
+from compiler.ir.types import Element, shaped
+from compiler.passes.currents import NEURONS, THROUGH, Group, Role
 from compiler.passes.quantise.neurons import threshold_of
 from compiler.passes.quantise.quantiser import Current, Quantised, Quantiser
 from compiler.passes.rewriting import refuse
@@ -43,7 +43,55 @@ def streamed(q: Quantiser, op: spike.SpikeOperation, sums: SSAValue, scale: Real
     unit = 2.0**-element.fraction.data
     factors, divisor = multipliers(scale / unit)
     biases = np.rint((np.zeros(len(scale)) if bias is None else bias) / unit)
-    q.give(op, Quantised(_rescaled(q, op, sums, element, factors, biases, divisor, name), unit))
+    q.give(op, Quantised(rescaled(q, op, sums, element, factors, biases, divisor, name, f"{op.label}.stream"), unit))
+
+
+def in_eight_bits(q: Quantiser, op: spike.SpikeOperation) -> Quantised:
+    """The membrane stream that a weighted layer reads, as fine as 8 bits hold what calibration saw of it."""
+    x, stream = q.of(op), q.of(op).kind.element
+    most, element = _most(q, op.operands[0]), stream
+    if most is None:
+        raise refuse(op, f"reads {stream}, a stream whose range only data can tell; put record-ranges before")
+    element = Element.fixed(8, min(floor(log2(127 / most)), stream.fraction.data))
+    channels, coarser = x.kind.sizes[-1], stream.fraction.data - element.fraction.data
+    ones, zeros = np.ones(channels, np.int64), np.zeros(channels)
+    label = f"{op.label}.input"
+    made = rescaled(q, op, x.ssa, element, ones, zeros, coarser, label, label)
+    return Quantised(made, 2.0**-element.fraction.data)
+
+
+def _most(q: Quantiser, value: SSAValue) -> float | None:
+    """What calibration saw of a value at most."""
+    owner = value.owner
+    if isinstance(owner, spike.Range):
+        return owner.get("most")
+    if isinstance(owner, THROUGH):
+        return max((most for operand in owner.operands if (most := _most(q, operand)) is not None), default=None)
+    return None
+
+
+def spikes_as_stream(q: Quantiser, op: spike.Add, x: Quantised, element: Element) -> SSAValue:
+    """Spikes or counts that are added to a membrane stream: their sums over one pixel, rescaled."""
+    sizes = x.kind.sizes
+    pixels = (*(1,) * (3 - len(sizes)), *sizes)
+    ones = q.new.add_weight(f"{op.label}.ones.int8", np.ones((sizes[-1], 1, 1, 1), np.int8))
+    kind = x.kind.with_sizes(pixels)
+    view = x.ssa if pixels == sizes else q.make(spike.Reshape, x.ssa, result=kind, source=op.source, hint=op.label)
+    sums = q.make(
+        spike.Conv,
+        view,
+        result=kind.with_element(Element.integer(*x.bounds)),
+        symbols={"weight": ones},
+        source=op.source,
+        hint=f"{op.label}.spikes",
+        kernel=1,
+        groups=sizes[-1],
+    )
+    factors, divisor = multipliers(np.full(sizes[-1], x.scale * 2.0**element.fraction.data))
+    label = f"{op.label}.spikes"
+    made = rescaled(q, op, sums, element, factors, np.zeros(sizes[-1]), divisor, label, label)
+    kind = x.kind.with_element(element)
+    return made if pixels == sizes else q.make(spike.Reshape, made, result=kind, source=op.source, hint=op.label)
 
 
 def narrowed(q: Quantiser, op: spike.SpikeOperation, sums: SSAValue, current: Current) -> None:
@@ -52,13 +100,14 @@ def narrowed(q: Quantiser, op: spike.SpikeOperation, sums: SSAValue, current: Cu
     factors = np.full(channels, 1 << max(current.shift, 0), np.int64)
     biases = np.zeros(channels) if current.biases is None else current.biases.astype(np.float64)
     element = Element.integer(-(1 << 15), (1 << 15) - 1)
-    made = _rescaled(q, op, sums, element, factors, biases, max(-current.shift, 0), current.name)
+    divisor, label = max(-current.shift, 0), f"{op.label}.stream"
+    made = rescaled(q, op, sums, element, factors, biases, divisor, current.name, label)
     bounds = np.array([element.bounds[0]]), np.array([element.bounds[1]])
     pooled = Current(current.unit, 0, None, bounds, current.name, current.label, current.source)
     q.give(op, Quantised(made, current=pooled))
 
 
-def _rescaled(
+def rescaled(
     q: Quantiser,
     op: spike.SpikeOperation,
     sums: SSAValue,
@@ -67,18 +116,20 @@ def _rescaled(
     biases: Real,
     divisor: int,
     name: str,
+    label: str,
 ) -> SSAValue:
+    """`spike.rescale` of sums; its constants are called after `name`."""
     if np.abs(biases).max() >= 1 << 31:
         raise refuse(op, f"its bias is {np.abs(biases).max():.0f} units of its stream; it must fit 32 bits")
     return q.make(
         spike.Rescale,
         sums,
-        result=op.result_type.with_element(element),
+        result=shaped(sums.type).with_element(element),
         symbols={
             "multiplier": q.new.add_weight(f"{name}.multiplier", factors.astype(np.int32)),
             "bias": q.new.add_weight(f"{name}.bias.int32", biases.astype(np.int32)),
         },
         source=op.source,
-        hint=f"{op.label}.stream",
+        hint=label,
         divisor=divisor,
     )

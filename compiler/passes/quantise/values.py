@@ -6,6 +6,7 @@ from compiler.ir import spike
 from compiler.ir.types import Element
 from compiler.passes.currents import Role
 from compiler.passes.quantise.quantiser import Quantised, Quantiser
+from compiler.passes.quantise.streams import spikes_as_stream
 from compiler.passes.rewriting import refuse
 from isa.errors import CStepError
 
@@ -42,8 +43,15 @@ def scaled(q: Quantiser, op: spike.Scale) -> None:
 
 
 def added(q: Quantiser, op: spike.Add) -> None:
-    """Counts add up, and logits; streams of one scale are clamped to 16 bits."""
+    """Counts add up, and logits; streams of one scale are clamped to 16 bits, spikes join them in their unit."""
     left, right = q.of(op, 0), q.of(op, 1)
+    for x, other in ((left, right), (right, left)):
+        if x.kind.element.is_fixed and other.kind.element.is_count:
+            element = x.kind.element
+            sums = spikes_as_stream(q, op, other, element)
+            made = q.make(spike.Add, sums, x.ssa, result=x.kind, source=op.source, hint=op.label)
+            q.give(op, Quantised(made, x.scale))
+            return
     elements = left.kind.element, right.kind.element
     counts = all(element.is_count for element in elements) and left.scale == right.scale
     streams = elements[0].is_fixed and elements[0] == elements[1]

@@ -21,7 +21,7 @@ from compiler.passes.currents import Role
 from compiler.passes.quantise.features import head
 from compiler.passes.quantise.neurons import threshold_of, uniform_shift
 from compiler.passes.quantise.quantiser import Current, Quantised, Quantiser, base_name
-from compiler.passes.quantise.streams import narrowed, streamed
+from compiler.passes.quantise.streams import in_eight_bits, narrowed, streamed
 from compiler.passes.rewriting import layer_properties, refuse
 
 Layer = spike.Conv | spike.Linear
@@ -30,11 +30,13 @@ Layer = spike.Conv | spike.Linear
 def weighted(q: Quantiser, op: Layer) -> None:
     """Conv and linear: to a neuron in membrane units, into a stream, to the output with one scale."""
     role, x = q.role(op), q.of(op)
-    if x.current is not None or (x.kind.element.is_fixed and x.kind.element.bits > 8):
-        raise refuse(op, f"reads {x.kind.element}, a membrane stream; a layer reads spikes, or values of 8 bits")
+    if x.current is not None:
+        raise refuse(op, f"reads {x.kind.element}, whose channels have units of their own; it must read one scale")
     if role is Role.HEAD:
         head(q, op)
         return
+    if x.kind.element.is_fixed and x.kind.element.bits > 8:
+        x = in_eight_bits(q, op)
     weight, bias = q.weight(op, "weight"), q.weight(op, "bias")
     assert weight is not None
     name = base_name(str(op.symbol("weight")))

@@ -10,6 +10,8 @@ needs none of it.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -246,9 +248,15 @@ def compile_checked(
         given, wanted = list(calibration.shape), list(example.shape[1:])
         raise CStepError(f"calibration: shape {given}; it must be the example's, [B, {', '.join(map(str, wanted))}]")
     name, checkpoint, calibrated_on = origin
+    def begun(name: str) -> None:
+        _give_back_memory()
+        if progress is not None:
+            progress(name)
+
     if image_scale is not None:
         passes = (passes or DEFAULT_PASSES).replace("SCALE", repr(image_scale))
     networks = [import_model(model, torch.from_numpy(example))]
+    _give_back_memory()  # the traced graph, a ring of nodes, holds every value of the example
     equal = compare_with_eager(model, networks[0], check) if check is not None else 0
     note = "== eager model, bit for bit (float32)" + (_beside_onnxruntime(model, check) if check is not None else "")
     if consume:
@@ -271,7 +279,7 @@ def compile_checked(
         schedule=schedule,
         dump_to=dump_to,
         emulate=_emulate,
-        progress=progress,
+        progress=begun,
     )
     if not equal:
         return compiled
@@ -299,6 +307,14 @@ def _emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:
     seen = run(program, quantise_input(program, inputs), observe=True, workers=cores())
     assert seen.currents is not None
     return Observed(seen.logits, seen.currents)
+
+
+def _give_back_memory() -> None:
+    """What was freed goes back to the system; glibc would keep it, a gigabyte where inputs are large."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def cores() -> int:

@@ -71,10 +71,11 @@ class Oracle:
 
     def run(self, x: NDArray[np.float32]) -> Run:
         """Run on one image [C, H, W] or train of events [T, C, H, W]: logits, every neuron's current, every stream."""
-        results = self._session.run(self._names, {"input": np.ascontiguousarray(x, np.float32)})
+        results: list[Any] = list(self._session.run(self._names, {"input": np.ascontiguousarray(x, np.float32)}))
         run = Run(np.zeros(0))
-        for name, array in zip(self._names, results, strict=True):
-            integers = _integers(name, array)
+        for index, name in enumerate(self._names):
+            integers = _integers(name, results[index])
+            results[index] = None  # the same numbers twice take gigabytes where inputs are large
             if name == LOGITS:
                 run.output = integers
             elif name.endswith(CURRENT):
@@ -84,9 +85,9 @@ class Oracle:
         return run
 
 
-def _integers(name: str, array: Any) -> NDArray[np.int64]:
-    """A float tensor that carries integers, as integers."""
-    integers = array.astype(np.int64)
+def _integers(name: str, array: Any) -> NDArray[Any]:
+    """A float tensor that carries integers, as integers; those of a float32 are below 2^24."""
+    integers = array.astype(np.int32 if array.dtype == np.float32 else np.int64)
     if not np.array_equal(integers, array):
         raise CStepError(f"onnx: {name} holds fractions; the exported model is not the integer module")
     return integers

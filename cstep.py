@@ -248,6 +248,7 @@ def compile_checked(
         given, wanted = list(calibration.shape), list(example.shape[1:])
         raise CStepError(f"calibration: shape {given}; it must be the example's, [B, {', '.join(map(str, wanted))}]")
     name, checkpoint, calibrated_on = origin
+
     def begun(name: str) -> None:
         _give_back_memory()
         if progress is not None:

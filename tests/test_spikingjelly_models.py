@@ -1,4 +1,4 @@
-"""Models that nobody here wrote: SpikingJelly's own are imported bit for bit, or refused with their line."""
+"""Models that nobody here wrote: SpikingJelly's own are imported bit for bit and compiled, or refused by line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import compiled
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compiler.calibrate.ranges import LEAST_IMAGES
 from compiler.frontend.eager import compare_with_eager
 from compiler.frontend.importer import import_model
 from compiler.frontend.model import open_model
@@ -192,6 +194,26 @@ def test_a_model_of_spikingjelly_is_bit_equal(name: str) -> None:
     network = import_model(model, torch.from_numpy(inputs[:1]))
     assert compare_with_eager(model, network, inputs) > 10_000
     assert len(fired(network, inputs)) == sum(isinstance(op, NEURONS) for op in network.operations()) >= 5
+
+
+QUICK = ("Spikformer", "QKFormer, channels", "MaxFormer", "MSResNet", "CIFAR10Net")
+"""Slices of a fused layer, masks, spikes added to streams, layers that read streams, votes."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_a_model_of_spikingjelly_runs_on_the_emulator(name: str) -> None:
+    """The pipeline compares currents after every pass, the integers with onnxruntime's and the emulator's."""
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model, inputs = lively(build()), inputs_of(LEAST_IMAGES, shape)
+    network = import_model(model, torch.from_numpy(inputs[:1]))
+    result = compiled(network, inputs)
+    found = {check.name: (check.compared, check.note) for check in result.checks}
+    assert found["quantise"][0] > 10_000 and found["quantise"][1] == "onnxruntime == integer model"
+    assert found["synchronise"][0] > 10_000 and found["synchronise"][1] == "emulator == integer model"
+    assert len(fired(result.integer, inputs[:2])) >= 5
 
 
 def fired(network: Network, inputs: NDArray[np.float32]) -> set[str]:

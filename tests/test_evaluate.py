@@ -291,9 +291,15 @@ def dask_scheduler(tmp_path: Path) -> Iterator[str]:
             process.wait()
 
 
-def test_a_dask_cluster_gives_the_same(
-    program: Path, whole: Evaluation, tmp_path: Path, dask_scheduler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dask_cluster_gives_the_same(program: Path, whole: Evaluation, tmp_path: Path, dask_scheduler: str) -> None:
     found = cstep.evaluate(program, "digits", tmp_path / "results", backend="dask", address=dask_scheduler, **LIMIT)
     assert same(found, whole)
     assert len(shards(tmp_path / "results")) == SHARDS
+    images = np.zeros((5, 1, 16, 16), np.float32)
+    images[3, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "broken.npz", x=images)
+    with pytest.raises(cstep.CStepError, match=r"broken\.npz: row 3: x is not finite there") as caught:
+        cstep.evaluate(
+            program, f"{tmp_path}/broken.npz", tmp_path / "broken", shard=1, backend="dask", address=dask_scheduler
+        )
+    assert "\n" not in str(caught.value)

@@ -134,7 +134,7 @@ def _ray(tasks: Sequence[Task], address: str) -> Finished:
             done, waiting = ray.wait(waiting)
             yield from ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from None
+        raise error.cause from None
     except ray.exceptions.WorkerCrashedError as error:
         raise CStepError(f"--backend ray: workers died again and again ({error})") from None
     finally:

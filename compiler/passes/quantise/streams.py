@@ -76,22 +76,22 @@ def spikes_as_stream(q: Quantiser, op: spike.Add, x: Quantised, element: Element
     pixels = (*(1,) * (3 - len(sizes)), *sizes)
     ones = q.new.add_weight(f"{op.label}.ones.int8", np.ones((sizes[-1], 1, 1, 1), np.int8))
     kind = x.kind.with_sizes(pixels)
-    view = x.ssa if pixels == sizes else q.make(spike.Reshape, x.ssa, result=kind, source=op.source, hint=op.label)
+    label = f"{op.label}.spikes"
+    view = x.ssa if pixels == sizes else q.make(spike.Reshape, x.ssa, result=kind, source=op.source, hint=label)
     sums = q.make(
         spike.Conv,
         view,
         result=kind.with_element(Element.integer(*x.bounds)),
         symbols={"weight": ones},
         source=op.source,
-        hint=f"{op.label}.spikes",
+        hint=label,
         kernel=1,
         groups=sizes[-1],
     )
     factors, divisor = multipliers(np.full(sizes[-1], x.scale * 2.0**element.fraction.data))
-    label = f"{op.label}.spikes"
-    made = rescaled(q, op, sums, element, factors, np.zeros(sizes[-1]), divisor, label, label)
+    made = rescaled(q, op, sums, element, factors, np.zeros(sizes[-1]), divisor, label, f"{op.label}.stream")
     kind = x.kind.with_element(element)
-    return made if pixels == sizes else q.make(spike.Reshape, made, result=kind, source=op.source, hint=op.label)
+    return made if pixels == sizes else q.make(spike.Reshape, made, result=kind, source=op.source, hint=label)
 
 
 def narrowed(q: Quantiser, op: spike.SpikeOperation, sums: SSAValue, current: Current) -> None:

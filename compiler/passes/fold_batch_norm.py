@@ -17,6 +17,7 @@ from compiler.passes.rewriting import (
     emitter,
     erase,
     layer_properties,
+    let_go,
     only_user,
     weight_of,
 )
@@ -73,6 +74,7 @@ def _fold(network: Network, op: Linear) -> None:
     )
     op.results[0].replace_all_uses_with(emitter(op)(new))
     erase(op, layer)
+    let_go(network, op, layer)
 
 
 def _gain(network: Network, op: Linear) -> tuple[Real | float, Real | float]:

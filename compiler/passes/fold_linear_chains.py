@@ -18,6 +18,7 @@ from compiler.passes.rewriting import (
     emitter,
     erase,
     layer_properties,
+    let_go,
     only_user,
     refuse,
     replace_op,
@@ -92,6 +93,7 @@ def _chain(network: Network, second: Weighted) -> bool:
     )
     replace_op(second, emitter(second)(made))
     erase(*([frame] if frame is not None else []), first)
+    let_go(network, first, second)
     return True
 
 
@@ -120,6 +122,7 @@ def _product(network: Network, first: Weighted, second: Weighted, inner: Real) -
 
 def _saved(network: Network, first: Weighted, second: Weighted) -> int:
     """How many multiplications one layer in place of the two saves."""
-    apart = sum(weight_of(network, op, "weight").size * prod(op.result_type.sizes[:-1]) for op in (first, second))
-    windows = [weight_of(network, op, "weight").shape[2:] for op in (first, second)]
+    shapes = [network.weights[str(op.symbol("weight"))].shape for op in (first, second)]
+    apart = sum(prod((*shape, *op.result_type.sizes[:-1])) for shape, op in zip(shapes, (first, second), strict=True))
+    windows = [shape[2:] for shape in shapes]
     return apart - prod(map(prod, windows)) * first.operand_type().sizes[-1] * prod(second.result_type.sizes)

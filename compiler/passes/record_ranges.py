@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, log10, prod
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +43,11 @@ class RecordRanges(NetworkPass):
     keeps: ClassVar[Keeps] = Keeps.REALS
 
     images: int = 64
-    """As many calibration inputs are run, spread over those given."""
+    """At most as many calibration inputs are run, spread over those given."""
+    pixels: int = 1 << 21
+    """At most as many pixels of theirs, counted at every timestep: ten images of 224x224 with T = 4, not 64, which
+    would take minutes. Streams have headroom for what fewer images leave out. No fewer than `LEAST_IMAGES` are run.
+    """
 
     def apply(self, network: Network) -> Network:
         return self.apply_with(network, None)
@@ -55,7 +59,9 @@ class RecordRanges(NetworkPass):
         if not wanted:
             return network
         inputs = _enough(wanted[0], calibration)
-        chosen = np.linspace(0, len(inputs) - 1, min(self.images, len(inputs))).astype(int)
+        steps = wanted[0].sources[0].result_type.steps or 1
+        affordable = max(self.pixels // (steps * prod(inputs.shape[-2:])), LEAST_IMAGES)
+        chosen = np.linspace(0, len(inputs) - 1, min(self.images, affordable, len(inputs))).astype(int)
         ranges = [made for group in wanted for made in _insert(group)]
         most = _greatest(network, inputs[chosen])
         for op in ranges:

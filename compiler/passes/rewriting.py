@@ -76,10 +76,18 @@ def only_user(value: SSAValue) -> spike.SpikeOperation | None:
 
 
 def weight_of(network: Network, op: HouseOperation, key: str) -> Real:
-    """A weight that `op` names, in float64."""
+    """A weight that `op` names, in float64; to be read only, it may be the one in the store."""
     name = op.symbol(key)
     assert name is not None, (op.name, key)
-    return network.weights[name].astype(np.float64)
+    return network.weights[name].astype(np.float64, copy=False)
+
+
+def let_go(network: Network, *layers: HouseOperation) -> None:
+    """Drop from the store what only these ops, which went, named: in float64, large models have gigabytes."""
+    named = network.named()
+    for name in {name for layer in layers for key in layer.symbol_keys() if (name := layer.symbol(key))} - named:
+        if network.weights.pop(name, None) is not None:
+            network.retired.add(name)
 
 
 def bias_of(network: Network, layer: Weighted) -> Real:

@@ -105,7 +105,7 @@ class Quantiser:
 
     def weight(self, op: HouseOperation, key: str) -> Real | None:
         name = op.symbol(key)
-        return None if name is None else self.old.weights[name].astype("float64")
+        return None if name is None else self.old.weights[name].astype("float64", copy=False)
 
     def check_accumulator(self, op: spike.SpikeOperation, low: int, high: int) -> None:
         """Sums must fit the machine's accumulators."""

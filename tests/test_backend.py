@@ -137,7 +137,8 @@ def test_membranes_leave_the_chip_only_between_windows(case: Case) -> None:
     assert not case.result.counters.total("dram_membrane_bytes").any()
     assert (spilled > 0).all()
     neurons = sum(rows * columns * channels for rows, columns, channels in neuron_shapes(case.windows))
-    features = 4 * next(op for op in case.integer.operations() if op.label == "head").operand_type().sizes[-1]
+    heads = [op for op in case.integer.operations() if isinstance(op, spike.Linear) and op.label == "head"]
+    features = 4 * heads[0].operand_type().sizes[-1]
     between = -(-case.windows.header.timesteps // case.windows.header.machine.window) - 1
     assert (spilled == 2 * between * (2 * neurons + features)).all()  # stored and loaded, int16 and int32
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from compiler.backend.stages import StreamInfo, TrainInfo
+from compiler.backend.memory import StreamInfo, TrainInfo
 from compiler.ir.cstep import BYTES, OPS, BufferOp, ConstantOp, LayerOp
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation, Plain

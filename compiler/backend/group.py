@@ -18,22 +18,20 @@ from compiler.backend.match import (
     tokens_summed,
     weights_of,
 )
+from compiler.backend.memory import ImageInfo, StreamInfo, TrainInfo
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
     DilateStage,
     HeadSumStage,
-    ImageInfo,
     MaskStage,
     Neurons,
     Plan,
     PoolStage,
     Rescaling,
     Stage,
-    StreamInfo,
     StreamStage,
     SumStage,
-    TrainInfo,
     WeightedStage,
 )
 from compiler.ir import spike

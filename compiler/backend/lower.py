@@ -17,6 +17,7 @@ from compiler.backend.lower_pool import lower_pool
 from compiler.backend.lower_streams import lower_stream
 from compiler.backend.lower_sums import lower_head_sum, lower_sum
 from compiler.backend.lower_weighted import lower_weighted
+from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
@@ -31,7 +32,6 @@ from compiler.backend.stages import (
     Stage,
     StreamStage,
     SumStage,
-    TrainInfo,
     WeightedStage,
 )
 from compiler.backend.tile_weighted import Demand, Tiling, choose

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xdsl.ir import SSAValue
@@ -28,11 +29,12 @@ def attention_tiling(lowering: Lowering, stage: AttentionStage) -> AttentionTili
 
 
 def spread_where_needed(lowering: Lowering) -> None:
-    """Lay out heads apart for attention that fits the machine only head by head."""
+    """Lay out heads apart for attention that fits the machine, or could load ahead, only head by head."""
     for stage in lowering.plan.stages:
         if isinstance(stage, AttentionStage):
             try:
-                attention_tiling(lowering, stage)
+                if not attention_tiling(lowering, stage).ahead:
+                    spread_heads(lowering.plan, stage)
             except CStepError:
                 if not spread_heads(lowering.plan, stage):
                     raise
@@ -48,16 +50,19 @@ def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> No
         for query in spans(stage.tokens, tiling.queries):
             tile = Tile(query, (head * stage.value_width, channels), (0, query[0]))
             end = end_tile(lowering, stage, part, call, tile)
-            made = [_window(lowering, stage, end, (head, tiling.heads), window) for window in call.windows]
+            made = [
+                _window(lowering, stage, end, (head, tiling.heads), window, tiling.ahead) for window in call.windows
+            ]
             end.prepare(made[0], None)
             end.conclude(made[-1])
             steps += made
     lowering.emit.pipeline(steps)
 
 
-def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span, window: Span) -> Step:
-    """One window of a tile: loads of q, k and v, the products, and the end."""
+def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span, window: Span, ahead: bool) -> Step:
+    """One window of a tile: loads of q, k and v (before the work of the step in front), the products, and the end."""
     tile, step = end.tile, Step()
+    loads = step.loads if ahead else step.works
     operands: dict[str, SSAValue] = {}
     for name, value, pixels, width in zip(
         ("q", "k", "v"),
@@ -67,7 +72,7 @@ def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span
         strict=True,
     ):
         channels = (heads[0] * width, heads[1] * width)
-        operands[name] = _load(lowering, stage, step, name, value, pixels, channels, window)
+        operands[name] = _load(lowering, stage, loads, name, value, pixels, channels, window)
     size = window[1] * tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
     accumulators = lowering.emit.buffer(Region.OUTPUT, size, f"{stage.label}.accumulators")
     step.works += [
@@ -81,7 +86,7 @@ def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span
 def _load(
     lowering: Lowering,
     stage: AttentionStage,
-    step: Step,
+    loads: list[Callable[[], None]],
     name: str,
     value: SSAValue,
     pixels: Span,
@@ -94,7 +99,7 @@ def _load(
     size = info.planes * window[1] * pixels[1] * words[1] * SPIKE_WORD_BYTES
     target = lowering.emit.buffer(Region.SPIKE, size, f"{stage.label}.{name}")
     dram = lowering.dram_of(value)
-    step.loads.append(
+    loads.append(
         lambda: lowering.emit.copy_train(
             Load, info, dram, target, steps=window, pixels=pixels, words=words, planes=info.planes
         )

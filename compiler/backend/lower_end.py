@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
-from compiler.backend.stages import EndedStage, Neurons, Rescaling, TrainInfo
+from compiler.backend.memory import TrainInfo
+from compiler.backend.stages import EndedStage, Neurons, Rescaling
 from compiler.backend.tile import EndDemand
 from isa.instructions import CONSTANT_BYTES, SPIKE_WORD_BYTES, Load, words_of
 from isa.word import Region, Traffic

@@ -11,7 +11,8 @@ from xdsl.ir import SSAValue
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span
 from compiler.backend.lower_sums import sum_tile
-from compiler.backend.stages import HeadPart, HeadStage, StreamInfo
+from compiler.backend.memory import StreamInfo
+from compiler.backend.stages import HeadPart, HeadStage
 from compiler.backend.tile import MAX_COLUMNS, MAX_INPUTS, aligned, largest, spans
 from isa.instructions import ACCUMULATOR_BYTES, Classify, Load, Store
 from isa.word import Region, Traffic

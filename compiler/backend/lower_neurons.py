@@ -8,7 +8,8 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
 from compiler.backend.lower_end import EndTile, Part, Span, Tile, step_bytes
-from compiler.backend.stages import EndedStage, Neurons, TrainInfo
+from compiler.backend.memory import TrainInfo
+from compiler.backend.stages import EndedStage, Neurons
 from isa.instructions import MEMBRANE_BYTES, SPIKE_WORD_BYTES, Fire, Load, Store, words_of
 from isa.word import Region, Traffic
 

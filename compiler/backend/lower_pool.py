@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span, step_bytes
-from compiler.backend.stages import PoolStage, StreamInfo, TrainInfo
+from compiler.backend.memory import StreamInfo, TrainInfo
+from compiler.backend.stages import PoolStage
 from compiler.backend.tile import MAX_WIDTH, aligned, choose_pool, halo_rows, most_rows, spans
 from isa.instructions import SPIKE_WORD_BYTES, SPIKES_PER_WORD, Load, Pool, PoolValues, Store, words_of
 from isa.word import Region

@@ -8,7 +8,8 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile, step_bytes
-from compiler.backend.stages import HeadSumStage, StreamInfo, SumStage
+from compiler.backend.memory import StreamInfo
+from compiler.backend.stages import HeadSumStage, SumStage
 from compiler.backend.tile import MAX_COLUMNS, MAX_OUTPUTS, MAX_PIXELS, aligned, largest, spans, splits
 from isa.instructions import (
     ACCUMULATOR_BYTES,

@@ -11,7 +11,8 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
 from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
-from compiler.backend.stages import Neurons, Rescaling, TrainInfo, WeightedStage
+from compiler.backend.memory import TrainInfo
+from compiler.backend.stages import Neurons, Rescaling, WeightedStage
 from compiler.backend.tile import halo_rows, spans
 from compiler.backend.tile_weighted import Demand, Tiling
 from isa.instructions import (

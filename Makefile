@@ -34,7 +34,7 @@ lint: .venv/installed-for-tests
 	$(BIN)/python -m isa.manual | diff docs/isa.md - || { echo "docs/isa.md is out of date: make docs"; exit 1; }
 	$(BIN)/python -m runtime.manual | diff docs/counting.md - || { echo "docs/counting.md is out of date: make docs"; exit 1; }
 
-## The emulator against SpikingJelly, CPU time.
+## The emulator against SpikingJelly and onnxruntime, seconds and memory of compiling, what a block costs.
 bench: .venv/installed-for-tests
 	$(BIN)/python examples/benchmark.py
 

@@ -74,9 +74,10 @@ def run_compile(models: list[str] | None, folder: Path, figures: Figures) -> Non
 
 
 def run_depth(pattern: str | None, folder: Path, figures: Figures) -> None:
-    from benchmarks.depth import PATTERN, measure
+    from benchmarks.depth import PATTERNS, measure
 
-    measure(pattern or PATTERN, folder, figures)
+    for each in [pattern] if pattern else PATTERNS:
+        measure(each, folder, figures)
 
 
 def finish(figures: Figures, output: Path | None) -> None:

@@ -17,7 +17,8 @@ from runtime.interpreter import run
 from runtime.quantise import quantise_input
 
 DEPTHS = (2, 4, 8, 16)
-PATTERN = "spikformer-{}-192"
+PATTERNS = ("sdt-v1-{}-256", "spikformer-{}-192")
+"""Membranes are added in the first. In the second spikes are, so that counts, and what they cost, grow with depth."""
 QUANTITIES = (
     ("compile", "s CPU", "measured"),
     ("code", "words", "measured"),

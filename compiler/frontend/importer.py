@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, cast
 
 import numpy as np
@@ -59,6 +59,14 @@ class Importer:
         self.module_path = ""
         self._hints: set[str] = set()
         self.called: set[str] = set()
+        self.equations: dict[Hashable, Any] = {}
+        """What neurons were found to compute, by their likeness."""
+        self._last_use = {
+            storage: node
+            for node in graph.nodes
+            for operand in node.all_input_nodes
+            if (storage := _storage(operand)) is not None
+        }
 
     def run(self, events: bool) -> Network:
         from compiler.frontend.torch_ops import handler_of
@@ -146,8 +154,11 @@ class Importer:
         return Value(repeated, ((Atom(TIME, 1), *batch), *dimensions[1:]))
 
     def _output(self, value: Any) -> None:
+        from compiler.frontend.shapes import featured
+
         while isinstance(value, tuple | list) and value:
             value = value[0]
+        value = featured(self, value, 1) if isinstance(value, Value) else value
         if not isinstance(value, Value) or len(value.type.sizes) != 1 or not self._is_logits(value):
             found = value.type if isinstance(value, Value) else type(value).__name__
             raise CStepError(f"{self.where}: the model returns {found}; it must return logits [B, classes]")
@@ -185,15 +196,8 @@ class Importer:
     def shares_memory_with_later(self, index: int) -> bool:
         """Whether argument `index` of the current call, or a view of it, is used by a later call."""
         assert self._node is not None
-
-        def storage(node: fx.Node) -> int | None:
-            example = node.meta.get("example")
-            return example.untyped_storage().data_ptr() if isinstance(example, Tensor) else None
-
-        shared = storage(cast(fx.Node, self._node.args[index]))
-        nodes = list(self.graph.nodes)
-        later = nodes[nodes.index(self._node) + 1 :]
-        return any(storage(operand) == shared for node in later for operand in node.all_input_nodes)
+        storage = _storage(cast(fx.Node, self._node.args[index]))
+        return storage is not None and self._last_use[storage] is not self._node
 
     def make(
         self,
@@ -223,6 +227,12 @@ class Importer:
         if known is not None and known.shape == array.shape and np.array_equal(known, array):
             return constant.name
         return self.network.add_weight(constant.name or f"{self.module_path}.constant".lstrip("."), array)
+
+
+def _storage(node: fx.Node) -> torch.UntypedStorage | None:
+    """The memory of a tensor, the same object for all views of it."""
+    example = node.meta.get("example")
+    return example.untyped_storage() if isinstance(example, Tensor) else None
 
 
 def import_model(model: nn.Module, example: Tensor) -> Network:

@@ -7,12 +7,13 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from compiler.frontend.alike import likeness
 from compiler.frontend.dimensions import FEATURE, Atom, Value, feature_axis, feature_size, features, is_time
 from compiler.frontend.importer import Importer
-from compiler.frontend.levels import has_levels
-from compiler.frontend.neurons import class_name, keeps_state, recognise, remembers
+from compiler.frontend.levels import LevelEquation, has_levels
+from compiler.frontend.neurons import NeuronEquation, class_name, keeps_state, recognise, remembers
 from compiler.frontend.padded_norm import padded_norm
-from compiler.frontend.shapes import regroup, reorder, repeat_time
+from compiler.frontend.shapes import featured, regroup, reorder, repeat_time
 from compiler.ir import spike
 from compiler.ir.types import Element, shaped
 
@@ -30,6 +31,7 @@ def square(importer: Importer, value: int | tuple[int, ...], what: str) -> int:
 def conv(importer: Importer, x: Value, layer: nn.Conv1d | nn.Conv2d, path: str) -> Value:
     """Conv2d over [.., C, H, W], as transpose, conv on HxWxC, transpose; Conv1d over [.., C, N] on one row."""
     rank = len(layer.kernel_size)
+    x = featured(importer, x, rank + 1)
     if len(x.type.sizes) != rank + 1:
         raise importer.refuse(f"{path}: Conv{rank}d of {x.type}; it must have channels and {rank} more dimensions")
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or set(layer.dilation) != {1}:
@@ -71,6 +73,8 @@ def _bias(layer: Any, path: str) -> str | None:
 
 def linear(importer: Importer, x: Value, layer: nn.Linear, path: str) -> Value:
     """Linear over the last dimension."""
+    if x.dimensions and feature_size(x.dimensions[-1]) is None:
+        x = featured(importer, x, 1)
     if not x.type.sizes or feature_size(x.dimensions[-1]) != x.type.sizes[-1]:
         raise importer.refuse(f"{path}: Linear over a dimension that is not a feature")
     result = x.type.with_sizes((*x.type.sizes[:-1], layer.out_features)).with_element(REAL)
@@ -89,6 +93,7 @@ def batch_norm(importer: Importer, x: Value, layer: nn.BatchNorm1d | nn.BatchNor
     if layer.running_mean is None or not layer.affine:
         raise importer.refuse(f"{path}: BatchNorm without running statistics or affine weights is not supported")
     channel = 2 if getattr(layer, "step_mode", "s") == "m" else 1
+    x = featured(importer, x, len(x.dimensions) - channel)
     axis = feature_axis(x, channel)
     if axis is None:
         raise importer.refuse(f"{path}: BatchNorm over time or batch")
@@ -136,7 +141,7 @@ def neuron(importer: Importer, x: Value, module: nn.Module, path: str) -> Value:
         )
     importer.called.add(path)
     if has_levels(module):
-        equation = recognise(module, f"{path} ({importer.where})")
+        equation = _equation(importer, module, path)
         result = x.type.with_element(REAL)
         made = importer.make(spike.Level, x, result=result, hint=importer.hint("", path), **vars(equation))
         return Value(made, x.dimensions)
@@ -146,11 +151,20 @@ def neuron(importer: Importer, x: Value, module: nn.Module, path: str) -> Value:
         x = repeat_time(importer, x, 0, 1)
     if not is_time(x.dimensions[0]):
         raise importer.refuse(f"{path}: the neuron's first dimension must be time; [T, B, ...] in multi-step mode")
-    equation = recognise(module, f"{path} ({importer.where})")
+    equation = _equation(importer, module, path)
     emits_spikes = vars(equation)["emits"] == 1.0
     result = x.type.with_element(Element.spike() if emits_spikes else REAL)
     made = importer.make(spike.Lif, x, result=result, hint=importer.hint("", path), **vars(equation))
     return Value(made, x.dimensions)
+
+
+def _equation(importer: Importer, module: nn.Module, path: str) -> NeuronEquation | LevelEquation:
+    """The equation of a neuron; one that is like another is not probed again."""
+    like = likeness(module)
+    found = importer.equations.get(like) if like is not None else None
+    if found is None:
+        found = importer.equations[like] = recognise(module, f"{path} ({importer.where})")
+    return found
 
 
 def nothing(importer: Importer, x: Value, layer: nn.Module, path: str) -> Value:

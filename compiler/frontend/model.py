@@ -14,10 +14,12 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from compiler import zoo
@@ -70,7 +72,8 @@ def open_model(spec: str, checkpoint: Path | None) -> Model:
             apply_checkpoint(module, loaded.state, (), where)
         return Model(spec, module.eval(), None, mean, std, origin)
     state, metadata = (loaded.state, loaded.metadata) if loaded is not None else (None, {})
-    module, entry = zoo.build(spec, state, metadata)
+    with torch.device("meta") if loaded is not None else nullcontext():  # weights drawn at random would be for nothing
+        module, entry = zoo.build(spec, state, metadata)
     if loaded is not None:
         apply_checkpoint(module, loaded.state, entry.dead_keys, where)
     return Model(spec, module.eval(), entry.shape, entry.mean, entry.std, origin, entry.needs_calibration)

@@ -11,7 +11,7 @@ from compiler.frontend.dimensions import FEATURE, Atom, Value, features
 from compiler.frontend.importer import Handler, Importer
 from compiler.frontend.layers import REAL, square
 from compiler.frontend.reductions import mean_over
-from compiler.frontend.shapes import regroup, reorder
+from compiler.frontend.shapes import featured, regroup, reorder
 from compiler.ir import spike
 
 
@@ -47,6 +47,7 @@ def _named(path: str) -> str:
 
 
 def _max_pool(importer: Importer, x: Value, path: str, kernel: int, stride: int, padding: int) -> Value:
+    x = featured(importer, x, 3)
     if len(x.type.sizes) != 3:
         raise importer.refuse(f"{_named(path)}max-pooling of {x.type}; it must have channels, height and width")
     lead = x.dimensions[: len(x.dimensions) - 3]
@@ -94,6 +95,7 @@ def _average(importer: Importer, x: Value, window: tuple[int, int], path: str) -
     """Means over windows side by side: of spikes and counts, whose sums are exact in any order."""
     if window == (1, 1):
         return x
+    x = featured(importer, x, 3)
     if len(x.type.sizes) != 3 or not x.type.element.is_count:
         raise importer.refuse(
             f"{_named(path)}averages windows of {x.type}; only spikes [.., C, H, W] are averaged exactly"

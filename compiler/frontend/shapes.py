@@ -15,6 +15,7 @@ from compiler.frontend.dimensions import (
     feature_axis,
     feature_size,
     feature_sizes,
+    is_time,
 )
 from compiler.frontend.importer import Importer
 from compiler.ir import spike
@@ -41,14 +42,21 @@ def permuted(importer: Importer, value: Value, order: Sequence[int]) -> Value:
 
 def regroup(importer: Importer, value: Value, dimensions: tuple[Dimension, ...]) -> Value:
     """The same atoms in other dimensions: torch's reshape, flatten, unflatten, squeeze."""
-    for dimension in dimensions:
-        if any(atom.kind == TIME and atom.size > 1 for atom in dimension) and feature_size(dimension) is not None:
+    timed = [any(atom.kind == TIME and atom.size > 1 for atom in dimension) for dimension in dimensions]
+    dimensions = tuple(_without_one(own) if has else own for own, has in zip(dimensions, timed, strict=True))
+    for dimension, has in zip(dimensions, timed, strict=True):
+        if has and feature_size(dimension) is not None:
             raise importer.refuse("a reshape merges time with features; keep T (or T*B) a dimension of its own")
     sizes = feature_sizes(dimensions)
     if sizes == value.type.sizes:
         return Value(value.ssa, dimensions)
     made = importer.make(spike.Reshape, value, result=value.type.with_sizes(sizes), hint=importer.hint("reshape"))
     return Value(made, dimensions)
+
+
+def _without_one(dimension: Dimension) -> Dimension:
+    """The dimension without features whose size is 1."""
+    return tuple(atom for atom in dimension if atom.kind != FEATURE) if feature_size(dimension) == 1 else dimension
 
 
 def reshaped(importer: Importer, value: Value, sizes: Sequence[int]) -> Value:
@@ -84,6 +92,24 @@ def _take(importer: Importer, atoms: list[Atom], size: int) -> Dimension:
         taken.append(atom)
         product *= atom.size
     return tuple(taken)
+
+
+def featured(importer: Importer, value: Value, count: int) -> Value:
+    """The last `count` dimensions as features, and those ahead as none, where sizes of 1 leave that open.
+
+    A dimension of size 1 is the batch, one timestep or one channel, whatever its user needs: a reshape of [T, 1, 1, H,
+    W] to [T, 1, H, W] does not say which of the two it keeps.
+    """
+    ahead = len(value.dimensions) - count
+    dimensions: list[Dimension] = []
+    for place, own in enumerate(value.dimensions):
+        if place < ahead:
+            own = _without_one(own)
+        elif place >= ahead and feature_size(own) is None and prod(atom.size for atom in own) == 1:
+            own = (Atom(FEATURE, 1),)
+        dimensions.append(own)
+    lost = value.type.steps is not None and not any(is_time(own) for own in dimensions)
+    return value if ahead < 0 or lost else regroup(importer, value, tuple(dimensions))
 
 
 def repeat_time(importer: Importer, value: Value, dimension: int, steps: int) -> Value:

@@ -1,11 +1,13 @@
 """The torch.fx tracer whose proxies carry an example value.
 
-Shapes, `len`, loops over T and asserts are then plain Python on the example; only tensor computations become
-nodes. Neurons and layers are leaves. Every node keeps the Python line that made it, and the module it stands in.
+Shapes, `len`, loops over T and asserts are then plain Python on the example; only tensor computations become nodes. A
+large example has a shape and no values, unless the model needs them. Neurons and layers are leaves. Every node keeps
+the Python line that made it, and the module it stands in.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator
@@ -19,8 +21,13 @@ from torch.fx.proxy import Attribute, TraceError
 
 from compiler.frontend.neurons import is_neuron, keeps_state, neurons_of, require_multi_step
 from compiler.frontend.padded_norm import pads_norm
+from compiler.frontend.shape_run import META, ShapeRun, ValueNeededError, lacks_values
 from isa.errors import CStepError
 
+LARGE = 1 << 16
+"""Larger examples have a shape only: a 224x224 image makes a gigabyte of values, a 32x32 one less than it takes to load
+what torch needs for shapes alone.
+"""
 _TORCH = str(Path(torch.__file__).parent)
 _PLUMBING = ("spikingjelly/activation_based/layer", "spikingjelly/activation_based/functional")
 """Parts of a path: who calls these layers is who is meant."""
@@ -30,6 +37,8 @@ _ABOUT = {
     "is_tensor", "element_size", "get_device", "type", "is_same_size",
 }  # fmt: skip
 """Calls that say something about a tensor, not about its values: their results are constants of the trace."""
+_OF_DEVICE = {"get_device", "type"}
+"""Those of them that another device answers otherwise."""
 
 
 def _source_line() -> str:
@@ -49,6 +58,8 @@ class ExampleProxy(fx.Proxy):
     example: Any = None
 
     def __getattr__(self, name: str) -> Any:
+        if name == "device" and self.example.is_meta:
+            return torch.device("cpu")  # where constants get values
         if name in _PLAIN:
             return getattr(self.example, name)
         return super().__getattr__(name)
@@ -128,6 +139,8 @@ class ExampleTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """A tensor that is no proxy does not depend on the input: a constant, named after its parameter or buffer."""
         if isinstance(a, Tensor):
+            if lacks_values(a):
+                raise ValueNeededError
             node = self.create_node("get_attr", self._name_of(a), (), {})
             node.meta["example"] = a
             return node
@@ -150,15 +163,28 @@ class ExampleTracer(fx.Tracer):
         self._evaluating = True
         try:
             with torch.no_grad():
-                if kind == "call_module":
-                    return operator.attrgetter(target)(self.root)(*args, **kwargs)
-                if kind == "call_method":
-                    return getattr(args[0], target)(*args[1:], **kwargs)
-                if target is operator.iadd:
-                    return args[0] + args[1]
-                return target(*args, **kwargs)
+                if not lacks_values((args, kwargs)):
+                    return self._called(kind, target, args, kwargs)
+                if kind == "call_method" and target in _OF_DEVICE:
+                    raise ValueNeededError
+                with ShapeRun():
+                    return self._called(kind, target, args, kwargs)
         finally:
             self._evaluating = False
+
+    def _called(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "call_module":
+            module = operator.attrgetter(target)(self.root)
+            if is_neuron(module) and len(args) == 1 and not kwargs and lacks_values(args):
+                return torch.empty(args[0].shape, dtype=args[0].dtype, device=META)  # `recognise` makes sure of it
+            if is_neuron(module) or keeps_state(module):
+                module = copy.deepcopy(module)  # the model's own keeps no membrane of the example
+            return module(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if target is operator.iadd:
+            return args[0] + args[1]
+        return target(*args, **kwargs)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """While an example is computed, modules (which fx has patched) just run."""
@@ -204,12 +230,21 @@ def trace(model: nn.Module, example: Tensor) -> fx.Graph:
     for module in model.modules():  # these run them: not to be done while fx has patched the call of modules
         is_neuron(module)
         pads_norm(module)
-    reset(model)
     model.eval()
-    tracer = ExampleTracer(example.clone())  # the model may write into it
+    if example.numel() > LARGE:
+        try:
+            return _traced(model, example.to(META))
+        except Exception:  # it looks at values; or it fails on any: running it on some says where
+            pass
+    return _traced(model, example.clone())  # the model may write into it
+
+
+def _traced(model: nn.Module, example: Tensor) -> fx.Graph:
+    """The graph. Raises CStepError naming the line where the model cannot be traced or run."""
+    reset(model)
     try:
-        graph = tracer.trace(model)
-    except CStepError:
+        graph = ExampleTracer(example).trace(model)
+    except (CStepError, ValueNeededError):
         raise
     except TraceError as error:
         raise CStepError(f"{_failure_line(error)}: cannot be traced: {_first_line(error)}") from None

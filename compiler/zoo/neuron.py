@@ -65,7 +65,7 @@ class LIF(nn.Module):
         self.v_threshold = v_threshold
         self.v_reset = v_reset
         self.decay_input = decay_input
-        self.v = torch.zeros(())
+        self.v = torch.zeros((), device="cpu")  # also where weights wait on the meta device for a checkpoint
 
     def neuronal_charge(self, x: Tensor) -> None:
         """Integrate one timestep's current x into the membrane `v`."""

@@ -191,6 +191,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. What a user did wrong is said in one line on stderr."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' warnings are for programmers
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads else burn a core that others could use
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = app(args=given or ["--help"], prog_name="cstep", standalone_mode=False)

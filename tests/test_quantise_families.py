@@ -152,3 +152,14 @@ def test_a_stream_without_calibration_inputs_is_refused(count: int | None) -> No
 def test_a_stream_without_a_range_is_refused() -> None:
     with pytest.raises(CStepError, match=r"^p \(model.py:2\): .* spike.lif, a stream .* put record-ranges before$"):
         Quantise(image_scale=1.0).apply(stream())
+
+
+def test_of_large_inputs_fewer_are_run() -> None:
+    """Of 16 inputs, every second or third where pixels are too many: the one that is large is not among them."""
+    inputs = np.ones((16, 2, 4, 4, 8), np.float32)
+    inputs[1] = 100.0
+    most: list[float] = []
+    for each in parse_passes("record-ranges,record-ranges{pixels=1}"):
+        ranges = [op for op in each.apply_with(stream(), inputs).operations() if isinstance(op, spike.Range)]
+        most.append(ranges[0].get("most"))
+    assert most[0] > 90 * most[1] > 0

@@ -15,10 +15,12 @@ from compiler.passes.rewriting import (
     Weighted,
     bias_of,
     emitter,
-    erase,
+    erase_unread,
     layer_properties,
     let_go,
     only_user,
+    replace_op,
+    reshaped,
     weight_of,
 )
 
@@ -35,6 +37,9 @@ class FoldBatchNorm(NetworkPass):
     becomes
         %n = spike.conv %x, @w.folded, @w.folded_bias kernel=3, padding=1
     with w.folded = w * g / sqrt(v + epsilon) and w.folded_bias = b + (bias - m) * g / sqrt(v + epsilon).
+
+    A layer that something else reads, too, is computed twice. A norm of what no layer makes (a pooling, a residual)
+    becomes a layer itself, a depthwise convolution by a window of one pixel.
     """
 
     name = "fold-batch-norm"
@@ -50,9 +55,13 @@ class FoldBatchNorm(NetworkPass):
 
 def _fold(network: Network, op: Linear) -> None:
     layer, last = op.operands[0].owner, len(op.result_type.sizes) - 1
-    if not isinstance(layer, Weighted) or only_user(layer.results[0]) is not op:
-        return
     if not isinstance(op, spike.Scale) and op.get("axis") != last:
+        return
+    if not isinstance(layer, Weighted):
+        if not isinstance(op, spike.Scale):
+            _depthwise(network, op)
+        return
+    if isinstance(op, spike.Scale) and only_user(layer.results[0]) is not op:
         return
     gain, offset = _gain(network, op)
     weight = weight_of(network, layer, "weight")
@@ -69,12 +78,31 @@ def _fold(network: Network, op: Linear) -> None:
             "bias": None if bias is None else network.add_weight(f"{name}.folded_bias", bias),
         },
         source=layer.source,
-        hint=layer.label,
+        hint=layer.label if only_user(layer.results[0]) is op else op.label,
         **layer_properties(layer),
     )
-    op.results[0].replace_all_uses_with(emitter(op)(new))
-    erase(op, layer)
+    replace_op(op, emitter(op)(new))
+    erase_unread(layer.results[0])
     let_go(network, op, layer)
+
+
+def _depthwise(network: Network, op: spike.BatchNorm | spike.ChannelScale) -> None:
+    """norm(x) -> conv(x), a window of one pixel for every channel by itself."""
+    gain, offset = _gain(network, op)
+    sizes, name, emit = op.result_type.sizes, op.symbol("weight"), emitter(op)
+    kind = op.result_type.with_sizes((*(1,) * (3 - len(sizes)), *sizes))
+    bias = None if isinstance(offset, float | int) else network.add_weight(f"{name}.folded_bias", offset)
+    made = spike.Conv.make(
+        reshaped(op.operands[0], kind, emit, op),
+        result=kind,
+        symbols={"weight": network.add_weight(f"{name}.folded", np.reshape(gain, (-1, 1, 1, 1))), "bias": bias},
+        source=op.source,
+        hint=op.label,
+        kernel=1,
+        groups=sizes[-1],
+    )
+    replace_op(op, reshaped(emit(made), op.result_type, emit, op))
+    let_go(network, op)
 
 
 def _gain(network: Network, op: Linear) -> tuple[Real | float, Real | float]:

@@ -12,6 +12,7 @@ from models import emulate, one_thread
 from compiler.check import Checker
 from compiler.ir.network import Network, parse
 from compiler.pipeline import PASSES, parse_passes
+from isa.errors import CStepError
 
 CALIBRATION = 8
 """Inputs for a pass that finds something out from data."""
@@ -69,3 +70,15 @@ def test_both_sides_of_a_golden_file_read_back(golden: Golden) -> None:
 def test_every_pass_has_a_golden_file() -> None:
     named = {each.name for path in GOLDEN for each in parse_passes(Golden.read(path).passes)}
     assert named == {kind.name for kind in PASSES}
+
+
+def test_a_part_that_is_cut_wrong_is_found() -> None:
+    """Neurons that are gone are compared with their parts, channel by channel."""
+    golden = Golden.read(Path(__file__).parent / "passes" / "split-channels.spike")
+    network, (split,) = golden.network(), parse_passes(golden.passes)
+    checker = Checker(made_up_inputs(network, 3), emulate)
+    checker.compare(None, network, None)
+    after = split.apply(network)
+    after.weights["qk.bias.channels.1"] = after.weights["qk.bias.channels.0"]
+    with pytest.raises(CStepError, match=r"^split-channels: s\.channels\.1 \(model\.py:12\): image 0, element "):
+        checker.compare(split, after, None)

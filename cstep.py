@@ -349,7 +349,7 @@ def _float_images(values: Any, what: str) -> NDArray[np.float32]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `cstep` command; returns its exit code. A user's mistake is one line on stderr and code 2."""
-    from cstep_command import run_command
+    from command.application import run_command
 
     return run_command(arguments)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import cstep
-from cstep_eval import default_folder
+from command.evaluate import default_folder
 from runtime.evaluate import pools
 from runtime.evaluate.evaluation import Evaluation
 from runtime.evaluate.pictures import write_histograms

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cstep_arguments import MODEL_HELP, Checkpoint, InputShape, MachineName, numbers
+from command.arguments import MODEL_HELP, Checkpoint, InputShape, MachineName, numbers
 from isa.errors import CStepError
 
 if TYPE_CHECKING:

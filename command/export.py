@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import cstep
-from cstep_arguments import Checkpoint, InputShape, MachineName, PerChannel, calibration_images, numbers
+from command.arguments import Checkpoint, InputShape, MachineName, PerChannel, calibration_images, numbers
 from isa.errors import CStepError
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 import cstep
-from cstep_arguments import Data, MachineName, ProgramFile
-from cstep_check import check_command
-from cstep_compile import compile_command
-from cstep_eval import eval_command
-from cstep_export import export_command
+from command.arguments import Data, MachineName, ProgramFile
+from command.check import check_command
+from command.compile import compile_command
+from command.evaluate import eval_command
+from command.export import export_command
 from isa.errors import CStepError
 
 USER_MISTAKE = 2
@@ -191,7 +191,6 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. What a user did wrong is said in one line on stderr."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' warnings are for programmers
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads else burn a core that others could use
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = app(args=given or ["--help"], prog_name="cstep", standalone_mode=False)

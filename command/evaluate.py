@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 import cstep
-from cstep_arguments import Data, ProgramFile
+from command.arguments import Data, ProgramFile
 
 
 def eval_command(

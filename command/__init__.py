@@ -1,0 +1,1 @@
+"""The command line: one file a command, application.py registers them. Above everything but cstep.py."""

@@ -123,7 +123,7 @@ def compile_network(
     network = replace(network, saved=set(), target=machine)  # the dumps of this call hold all weights
     checker = Checker(check, emulate)
     results: list[CheckResult] = []
-    integer = network
+    integer: Network | None = None
     for number, each in enumerate([None, *parse_passes(text)]):
         name = each.name if each else "import"
         if progress:
@@ -133,12 +133,12 @@ def compile_network(
         after.verify()
         path = after.dump(dump_to, f"{number:02d}-{name}") if dump_to else None
         seconds = time.perf_counter() - started
-        results.append(replace(checker.compare(each, after, path), seconds=seconds))
         integer = network if isinstance(each, LowerToCstep) else integer
-        network = after
+        network = after  # the module before, and the weights that only it has, go before this one is executed
+        results.append(replace(checker.compare(each, after, path), seconds=seconds))
     program = emit(network, machine, provenance.model_copy(update={"pipeline": text}), normalisation)
     verify(program)
-    return Compiled(network, program, tuple(results), integer)
+    return Compiled(network, program, tuple(results), integer or network)
 
 
 def _pipeline_text(

@@ -126,8 +126,8 @@ def export_onnx(
     import torch
 
     from compiler.frontend.importer import import_model
-    from compiler.ir.onnx_real import real_onnx
-    from compiler.ir.onnx_save import integer_onnx, require_onnx_path, save_onnx
+    from compiler.ir.onnx.real import real_onnx
+    from compiler.ir.onnx.save import integer_onnx, require_onnx_path, save_onnx
     from isa.machine import load_machine
 
     require_onnx_path(Path(path))
@@ -290,11 +290,11 @@ def compile_checked(
 
 def _beside_onnxruntime(model: nn.Module, inputs: NDArray[np.float32]) -> str:
     """What comparing the module of an ONNX file with onnxruntime found; nothing for other modules."""
-    from compiler.frontend.onnx_model import OnnxModule
+    from compiler.frontend.onnx.model import OnnxModule
 
     if not isinstance(model, OnnxModule):
         return ""
-    from compiler.frontend.onnx_compare import compare_with_onnxruntime
+    from compiler.frontend.onnx.compare import compare_with_onnxruntime
 
     return f"; onnxruntime within {compare_with_onnxruntime(model, inputs).largest:.0e} (relative)"
 

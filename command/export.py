@@ -45,8 +45,8 @@ def export_command(
     The integer model that the program computes, in ONNX's plain operators; or the model in real numbers.
     """
     from compiler.ir.network import load_dump
-    from compiler.ir.onnx_real import real_onnx
-    from compiler.ir.onnx_save import integer_onnx, require_onnx_path, save_onnx
+    from compiler.ir.onnx.real import real_onnx
+    from compiler.ir.onnx.save import integer_onnx, require_onnx_path, save_onnx
     from isa.machine import load_machine
     from runtime.report.console import show
 

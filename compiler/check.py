@@ -129,7 +129,7 @@ class Checker:
         ]
 
     def _oracle(self, name: str, after: Network, dump: Path | None) -> CheckResult:
-        from compiler.ir.onnx_form import Oracle
+        from compiler.ir.onnx.integer import Oracle
 
         assert self.inputs is not None
         oracle = Oracle(after)

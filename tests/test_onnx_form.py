@@ -14,7 +14,7 @@ from compiler.frontend.checkpoint import apply_checkpoint, load_checkpoint
 from compiler.frontend.importer import import_model
 from compiler.ir.meaning import Executor, Run
 from compiler.ir.network import Network, parse
-from compiler.ir.onnx_form import Oracle, to_onnx
+from compiler.ir.onnx.integer import Oracle, to_onnx
 from compiler.passes.canonicalise import Canonicalise
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fuse_attention import FuseAttention

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from compiler.frontend.eager import compare_with_eager
 from compiler.frontend.importer import import_model
-from compiler.frontend.onnx_compare import compare_with_onnxruntime
-from compiler.frontend.onnx_model import OnnxModule, open_onnx
-from compiler.frontend.onnx_neuron import Neuron
+from compiler.frontend.onnx.compare import compare_with_onnxruntime
+from compiler.frontend.onnx.model import OnnxModule, open_onnx
+from compiler.frontend.onnx.neuron import Neuron
 from compiler.ir import spike
-from compiler.ir.onnx_real import real_onnx
-from compiler.ir.onnx_schema import DOMAIN
+from compiler.ir.onnx.real import real_onnx
+from compiler.ir.onnx.schema import DOMAIN
 from compiler.zoo.level import Level
 from isa.errors import CStepError
 from tests.families import FAMILIES

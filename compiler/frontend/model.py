@@ -81,7 +81,7 @@ def open_model(spec: str, checkpoint: Path | None) -> Model:
 
 def _onnx(spec: str, checkpoint: Path | None) -> Model:
     """The model of an ONNX file."""
-    from compiler.frontend.onnx_model import open_onnx
+    from compiler.frontend.onnx.model import open_onnx
 
     if checkpoint is not None:
         raise CStepError(f"{checkpoint}: an ONNX file has its own weights; leave --checkpoint out")

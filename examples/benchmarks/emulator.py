@@ -19,7 +19,7 @@ from benchmarks.figures import Figures, progress
 from benchmarks.networks import Network, network
 from compiler.frontend.importer import import_model
 from compiler.frontend.model import open_model
-from compiler.ir.onnx_real import real_onnx
+from compiler.ir.onnx.real import real_onnx
 from compiler.pipeline import run_passes
 from compiler.zoo import LIF
 from isa.errors import CStepError

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compiler.frontend.onnx_elementwise import ELEMENTWISE, RESHAPES
-from compiler.frontend.onnx_graph import Graph, Node
-from compiler.frontend.onnx_neuron import Neuron
+from compiler.frontend.onnx.elementwise import ELEMENTWISE, RESHAPES
+from compiler.frontend.onnx.graph import Graph, Node
+from compiler.frontend.onnx.neuron import Neuron
 
 PROBES = 512
 """Neurons of each kind of probe."""

@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 
 from compiler.ir import spike
-from compiler.ir.onnx_graph import EXACT_FLOAT, Graph, Real, greatest_of, refuse, shape_of
-from compiler.ir.onnx_neurons import clamped
+from compiler.ir.onnx.graph import EXACT_FLOAT, Graph, Real, greatest_of, refuse, shape_of
+from compiler.ir.onnx.neurons import clamped
 
 
 def quantise_image(graph: Graph, op: spike.QuantiseImage) -> None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compiler.frontend.onnx_elementwise import COMPARISONS, ELEMENTWISE, RESHAPES
-from compiler.frontend.onnx_equations import Region, equation
-from compiler.frontend.onnx_graph import Graph, Node, slice_numbers
-from compiler.frontend.onnx_levels import roll_up_level
-from compiler.ir.onnx_schema import DOMAIN, NEURON
+from compiler.frontend.onnx.elementwise import COMPARISONS, ELEMENTWISE, RESHAPES
+from compiler.frontend.onnx.equations import Region, equation
+from compiler.frontend.onnx.graph import Graph, Node, slice_numbers
+from compiler.frontend.onnx.levels import roll_up_level
+from compiler.ir.onnx.schema import DOMAIN, NEURON
 
 Step = tuple[str, int, int]
 """A tensor, the dimension that is time in it, and a timestep."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.frontend.onnx_graph import Graph, Node
-from compiler.frontend.onnx_layers import affine_norm
-from compiler.frontend.onnx_model import Translation
+from compiler.frontend.onnx.graph import Graph, Node
+from compiler.frontend.onnx.layers import affine_norm
+from compiler.frontend.onnx.model import Translation
 from compiler.zoo.sdt_v2 import PaddedBatchNorm
 
 FRAME = "Where with a frame"

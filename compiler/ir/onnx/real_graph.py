@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.ir.onnx_schema import DOMAIN, LEVEL, NEURON, VERSION
+from compiler.ir.onnx.schema import DOMAIN, LEVEL, NEURON, VERSION
 from compiler.ir.types import Shaped
 
 OPERATOR_SET, FORMAT = 18, 10

@@ -18,12 +18,12 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from compiler.ir import onnx_layers as layers
-from compiler.ir import onnx_neurons as neurons
 from compiler.ir import spike
 from compiler.ir.meaning import Run
 from compiler.ir.network import Network
-from compiler.ir.onnx_graph import CURRENT, STREAM, Graph, entrance, expose, refuse
+from compiler.ir.onnx import layers as layers
+from compiler.ir.onnx import neurons as neurons
+from compiler.ir.onnx.graph import CURRENT, STREAM, Graph, entrance, expose, refuse
 from isa.errors import CStepError
 
 LOGITS = "logits"

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from compiler.frontend.onnx_elementwise import ELEMENTWISE
-from compiler.frontend.onnx_frames import FRAME, frame
-from compiler.frontend.onnx_graph import Graph, Node, slice_numbers, written
-from compiler.frontend.onnx_layers import affine, batch_norm, conv, gemm, matmul, max_pool, pool
-from compiler.frontend.onnx_model import Ref, Translation
-from compiler.frontend.onnx_neuron import Neuron
-from compiler.ir.onnx_schema import DOMAIN, LEVEL, NEURON, defaults, required
+from compiler.frontend.onnx.elementwise import ELEMENTWISE
+from compiler.frontend.onnx.frames import FRAME, frame
+from compiler.frontend.onnx.graph import Graph, Node, slice_numbers, written
+from compiler.frontend.onnx.layers import affine, batch_norm, conv, gemm, matmul, max_pool, pool
+from compiler.frontend.onnx.model import Ref, Translation
+from compiler.frontend.onnx.neuron import Neuron
+from compiler.ir.onnx.schema import DOMAIN, LEVEL, NEURON, defaults, required
 from compiler.zoo.level import Level
 
 Operator = Callable[[Translation, Node], None]

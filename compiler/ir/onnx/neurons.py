@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 
 from compiler.ir import spike
-from compiler.ir.onnx_graph import CURRENT, EXACT_DOUBLE, STREAM, Graph, Real, expose, greatest_of, refuse
+from compiler.ir.onnx.graph import CURRENT, EXACT_DOUBLE, STREAM, Graph, Real, expose, greatest_of, refuse
 
 MEMBRANE_LOW, MEMBRANE_HIGH = -(1 << 15), (1 << 15) - 1
 

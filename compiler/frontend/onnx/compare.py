@@ -14,10 +14,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from compiler.frontend.onnx_graph import Node
-from compiler.frontend.onnx_model import OnnxModule
-from compiler.frontend.onnx_session import Session, start
-from compiler.ir.onnx_schema import DOMAIN
+from compiler.frontend.onnx.graph import Node
+from compiler.frontend.onnx.model import OnnxModule
+from compiler.frontend.onnx.session import Session, start
+from compiler.ir.onnx.schema import DOMAIN
 from isa.errors import CStepError
 
 TOLERANCE = 1e-4

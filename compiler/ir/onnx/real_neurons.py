@@ -7,8 +7,8 @@ from typing import cast
 from onnx import TensorProto
 
 from compiler.ir import spike
-from compiler.ir.onnx_real_graph import RealGraph
-from compiler.ir.onnx_schema import LEVEL, NEURON
+from compiler.ir.onnx.real_graph import RealGraph
+from compiler.ir.onnx.schema import LEVEL, NEURON
 
 
 def lif(g: RealGraph, op: spike.Lif) -> None:

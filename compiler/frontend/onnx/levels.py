@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from compiler.frontend.onnx_graph import Graph, Node
-from compiler.ir.onnx_schema import DOMAIN, LEVEL
+from compiler.frontend.onnx.graph import Graph, Node
+from compiler.ir.onnx.schema import DOMAIN, LEVEL
 
 
 def roll_up_level(graph: Graph, node: Node) -> None:

@@ -1,6 +1,6 @@
 """The imported network as ONNX in real numbers, as anybody's tools read it.
 
-A neuron is one node of domain c-step (compiler/ir/onnx_schema.py), or, unrolled, plain elementwise operators for
+A neuron is one node of domain c-step (compiler/ir/onnx/schema.py), or, unrolled, plain elementwise operators for
 every timestep, which any runtime takes. Weights keep their names and torch's layout.
 """
 
@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.ir.onnx_real_graph import INPUT, OUTPUT, RealGraph, shape_of
-from compiler.ir.onnx_real_neurons import level, lif
-from compiler.ir.onnx_schema import register
+from compiler.ir.onnx.real_graph import INPUT, OUTPUT, RealGraph, shape_of
+from compiler.ir.onnx.real_neurons import level, lif
+from compiler.ir.onnx.schema import register
 from isa.errors import CStepError
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compiler.frontend.onnx_graph import Graph, Node
+from compiler.frontend.onnx.graph import Graph, Node
 from isa.errors import CStepError
 
 
@@ -93,7 +93,7 @@ def _at(file: str, place: int) -> FunctionType:
 
 
 class Translation:
-    """Builds an OnnxModule node by node; the operators in onnx_ops.py say what each becomes."""
+    """Builds an OnnxModule node by node; the operators in ops.py say what each becomes."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -190,10 +190,10 @@ def open_onnx(path: Path) -> tuple[OnnxModule, tuple[int, ...]]:
 
     Raises CStepError naming file, node and operator for whatever has no meaning here (docs/onnx.md).
     """
-    from compiler.frontend.onnx_frames import roll_up_frames
-    from compiler.frontend.onnx_graph import read_graph
-    from compiler.frontend.onnx_neurons import refuse_leftovers, roll_up
-    from compiler.frontend.onnx_ops import KNOWN, OPERATORS
+    from compiler.frontend.onnx.frames import roll_up_frames
+    from compiler.frontend.onnx.graph import read_graph
+    from compiler.frontend.onnx.neurons import refuse_leftovers, roll_up
+    from compiler.frontend.onnx.ops import KNOWN, OPERATORS
 
     graph = read_graph(path, KNOWN)
     roll_up(graph)

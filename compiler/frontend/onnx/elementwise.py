@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from compiler.frontend.onnx_graph import Node
+from compiler.frontend.onnx.graph import Node
 
 Operator = Callable[..., Tensor]
 

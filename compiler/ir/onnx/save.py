@@ -8,7 +8,7 @@ import onnx
 
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.ir.onnx_form import LOGITS, to_onnx
+from compiler.ir.onnx.integer import LOGITS, to_onnx
 from isa.errors import CStepError
 from isa.files import require_directory_of, write_whole
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compiler.frontend.onnx_graph import Node, written
-from compiler.frontend.onnx_model import Ref, Translation
+from compiler.frontend.onnx.graph import Node, written
+from compiler.frontend.onnx.model import Ref, Translation
 
 Array = NDArray[Any]
 

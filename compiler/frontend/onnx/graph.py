@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from compiler.frontend.checkpoint import one_line
-from compiler.frontend.onnx_session import run_onnx
-from compiler.ir.onnx_schema import DOMAIN, VERSION, register
+from compiler.frontend.onnx.session import run_onnx
+from compiler.ir.onnx.schema import DOMAIN, VERSION, register
 from isa.errors import CStepError
 
 Array = NDArray[Any]

@@ -62,6 +62,8 @@ DEFAULT_PASSES = (
     "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call."""
+LARGE = 1 << 16
+"""Numbers of an input from which on passes on programs are compared together."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def compile_network(
     checker = Checker(check, emulate)
     results: list[CheckResult] = []
     integer: Network | None = None
-    for number, each in enumerate([None, *parse_passes(text)]):
+    made = parse_passes(text)
+    postponed, dumps = _postponed(made, check), list[Path | None]()
+    for number, each in enumerate([None, *made]):
         name = each.name if each else "import"
         if progress:
             progress(name)
@@ -135,10 +139,33 @@ def compile_network(
         seconds = time.perf_counter() - started
         integer = network if isinstance(each, LowerToCstep) else integer
         network = after  # the module before, and the weights that only it has, go before this one is executed
-        results.append(replace(checker.compare(each, after, path), seconds=seconds))
+        if each in postponed[:-1]:
+            dumps.append(path)
+            results.append(CheckResult(name, 0, f"compared after {postponed[-1].name}", seconds=seconds))
+            continue
+        try:
+            results.append(replace(checker.compare(each, after, path), seconds=seconds))
+        except CStepError:
+            if postponed and each is postponed[-1] and integer is not None:
+                _blame(integer, postponed, dumps, checker)
+            raise
     program = emit(network, machine, provenance.model_copy(update={"pipeline": text}), normalisation)
     verify(program)
     return Compiled(network, program, tuple(results), integer or network)
+
+
+def _postponed(passes: Sequence[NetworkPass], check: NDArray[np.float32] | None) -> list[NetworkPass]:
+    """Passes on programs: for large inputs, where a run takes seconds, they are compared together after the last."""
+    first = next((at for at, each in enumerate(passes) if isinstance(each, LowerToCstep)), len(passes))
+    return list(passes[first:]) if check is not None and check[:1].size > LARGE else []
+
+
+def _blame(integer: Network, passes: Sequence[NetworkPass], dumps: Sequence[Path | None], checker: Checker) -> None:
+    """Repeat passes on programs, compared one by one, so that the one that went wrong is named."""
+    network = integer
+    for each, dump in zip(passes[:-1], dumps, strict=True):
+        network = each.apply(network)
+        checker.compare(each, network, dump)
 
 
 def _pipeline_text(

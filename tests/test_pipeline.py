@@ -221,63 +221,72 @@ SPIKFORMER = r"\((?:spikformer|layers)\.py:\d+\)"
 DIFFERENCE = r"image \d+, element \[[\d, ]+\] is \S+ after the pass and \S+ before it \(\d+ of \d+ differ\)"
 
 
-@pytest.mark.parametrize(
-    ("kind", "spoil", "where", "dump"),
-    [
-        pytest.param(
-            FoldBatchNorm,
-            changed_weight("block.0.attn.q_linear.weight.folded", one_thousandth_more),
-            rf"fold-batch-norm: block\.0\.attn\.q_lif {SPIKFORMER}",
-            "07-fold-batch-norm.spike",
-            id="a scale wrong by a thousandth",
-        ),
-        pytest.param(
-            FoldBatchNorm,
-            changed_weight("block.0.mlp.fc2_linear.weight.folded", first_weight_dropped),
-            rf"fold-batch-norm: block\.0\.mlp\.fc2_lif {SPIKFORMER}",
-            "07-fold-batch-norm.spike",
-            id="one weight dropped",
-        ),
-        pytest.param(
-            FoldBatchNorm,
-            changed_weight("head.weight", first_weight_dropped),
-            "fold-batch-norm: logits",
-            "07-fold-batch-norm.spike",
-            id="one weight of the head dropped",
-        ),
-        pytest.param(
-            LowerToCstep,
-            changed_weight("block.0.attn.attention.constants", thresholds_one_more),
-            rf"lower-to-cstep: block\.0\.attn\.proj_lif {SPIKFORMER}",
-            "13-lower-to-cstep.spike",
-            id="thresholds one too high",
-        ),
-        pytest.param(
-            LowerToCstep,
-            a_wrong_offset,
-            rf"lower-to-cstep: block\.0\.mlp\.fc2_lif {SPIKFORMER}",
-            "13-lower-to-cstep.spike",
-            id="a tile at a wrong offset",
-        ),
-        pytest.param(
-            LowerToCstep,
-            a_faster_leak,
-            rf"lower-to-cstep: patch_embed\.proj_lif1 {SPIKFORMER}",
-            "13-lower-to-cstep.spike",
-            id="a neuron that leaks faster",
-        ),
-    ],
-)
+BROKEN: dict[str, tuple[type[NetworkPass], Spoil, str, str]] = {
+    "a scale wrong by a thousandth": (
+        FoldBatchNorm,
+        changed_weight("block.0.attn.q_linear.weight.folded", one_thousandth_more),
+        rf"fold-batch-norm: block\.0\.attn\.q_lif {SPIKFORMER}",
+        "07-fold-batch-norm.spike",
+    ),
+    "one weight dropped": (
+        FoldBatchNorm,
+        changed_weight("block.0.mlp.fc2_linear.weight.folded", first_weight_dropped),
+        rf"fold-batch-norm: block\.0\.mlp\.fc2_lif {SPIKFORMER}",
+        "07-fold-batch-norm.spike",
+    ),
+    "one weight of the head dropped": (
+        FoldBatchNorm,
+        changed_weight("head.weight", first_weight_dropped),
+        "fold-batch-norm: logits",
+        "07-fold-batch-norm.spike",
+    ),
+    "thresholds one too high": (
+        LowerToCstep,
+        changed_weight("block.0.attn.attention.constants", thresholds_one_more),
+        rf"lower-to-cstep: block\.0\.attn\.proj_lif {SPIKFORMER}",
+        "13-lower-to-cstep.spike",
+    ),
+    "a tile at a wrong offset": (
+        LowerToCstep,
+        a_wrong_offset,
+        rf"lower-to-cstep: block\.0\.mlp\.fc2_lif {SPIKFORMER}",
+        "13-lower-to-cstep.spike",
+    ),
+    "a neuron that leaks faster": (
+        LowerToCstep,
+        a_faster_leak,
+        rf"lower-to-cstep: patch_embed\.proj_lif1 {SPIKFORMER}",
+        "13-lower-to-cstep.spike",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_pass_stops_the_build(
-    kind: type[NetworkPass],
-    spoil: Spoil,
-    where: str,
-    dump: str,
+    name: str,
     imported: tuple[Network, Images],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """The error names pass, op, source line, first element, both values and the dumps to look at."""
+    kind, spoil, where, dump = BROKEN[name]
+    passes = tuple(broken(each, spoil) if each is kind else each for each in PASSES)
+    monkeypatch.setattr(compiler.pipeline, "PASSES", passes)
+    wanted = rf"^{where}: {DIFFERENCE}; see {re.escape(dump)} and the dump before it$"
+    with pytest.raises(CStepError, match=wanted):
+        compiled(*imported, dump_to=tmp_path)
+
+
+def test_a_broken_pass_is_named_where_programs_are_compared_at_the_end(
+    imported: tuple[Network, Images], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Large inputs are emulated once, after the last pass; a difference there is followed back."""
+    monkeypatch.setattr(compiler.pipeline, "LARGE", 0)
+    done = compiled(*imported)
+    notes = {each.name: each.note for each in done.checks}
+    assert notes["allocate"] == "compared after synchronise"
+    assert notes["synchronise"] == "emulator == integer model"
+    kind, spoil, where, dump = BROKEN["thresholds one too high"]
     passes = tuple(broken(each, spoil) if each is kind else each for each in PASSES)
     monkeypatch.setattr(compiler.pipeline, "PASSES", passes)
     wanted = rf"^{where}: {DIFFERENCE}; see {re.escape(dump)} and the dump before it$"

@@ -62,6 +62,7 @@ class Oracle:
     def _start(self, model: onnx.ModelProto) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # memory goes back as soon as it is free
         # Basic rewrites (constants, identities) move no rounding; with integers in range there is none to move.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._session = onnxruntime.InferenceSession(

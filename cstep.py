@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isa.collector import collector_paused
 from isa.errors import CStepError
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def evaluate(
     )  # fmt: skip
 
 
+@collector_paused()
 def compile_checked(
     model: nn.Module,
     example: NDArray[np.float32],

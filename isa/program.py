@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from isa import container
+from isa.collector import collector_paused
 from isa.errors import CStepError
 from isa.files import write_whole
 from isa.machine import Machine, load_machine
@@ -128,6 +129,7 @@ def save(program: Program, path: str | Path) -> None:
     write_whole(Path(path), data)
 
 
+@collector_paused()
 def load(path: str | Path, machine_name: str | None = None) -> Program:
     """The program of a file, verified, and made for the machine asked for where one is.
 
@@ -143,6 +145,7 @@ def load(path: str | Path, machine_name: str | None = None) -> Program:
     return program
 
 
+@collector_paused()
 def program_bytes(program: Program) -> bytes:
     """The one canonical file of a program; verifies it first."""
     _require_parts(program.memory, program.source_map)

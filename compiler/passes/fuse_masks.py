@@ -46,13 +46,13 @@ class FuseMasks(NetworkPass):
 
 
 def _sum_heads(op: spike.Sum) -> None:
-    """sum of view(x: NxC) as (N * heads) x width -> head_sum."""
+    """sum of view(x: NxC) as (N * heads) x width -> head_sum; one head where nothing is split off."""
     source, layout = chain_to(op.operands[0])
     rows, sizes = rows_of(source), op.operand_type().sizes
-    if rows is None or source is op.operands[0] or not layout.keeps_order or op.get("axis") != len(sizes) - 1:
+    if rows is None or not layout.keeps_order or op.get("axis") != len(sizes) - 1:
         return
     (tokens, channels), width = rows, sizes[-1]
-    if width == channels or channels % width:
+    if channels % width:
         return
     emit = emitter(op)
     heads = channels // width

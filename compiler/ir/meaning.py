@@ -89,11 +89,19 @@ def conv(op: spike.Conv, weights: Weights, x: Tensor) -> Tensor:
     if _is_integer(x):
         out = _exactly(op, lambda a, w: convolve(a, w, None, *window), images, weight)
     else:
-        out = convolve(images, weight, bias, *window)
+        out = convolve(_with_plain_strides(images), weight, bias, *window)
     out = out.movedim(1, -1)
     if bias is not None and _is_integer(x):
         out = out + bias
     return out.reshape(*x.shape[:-3], *op.result_type.sizes)
+
+
+def _with_plain_strides(x: Tensor) -> Tensor:
+    """The same memory, with the strides of a new tensor: torch picks its kernel, and so its rounding, by strides.
+
+    They differ only along dimensions of size 1, which a permutation leaves with any stride.
+    """
+    return x.as_strided(x.shape, torch.empty(x.shape, device="meta").stride()) if x.is_contiguous() else x
 
 
 @meaning(spike.Linear)

@@ -119,12 +119,3 @@ def largest(extent: int, fits: Callable[[int], bool], where: str, multiple: int 
         if fits(size):
             return size
     raise CStepError(f"{where}: not even its smallest tile fits the machine's buffers")
-
-
-def largest_pair(first: int, second: int, fits: Callable[[int, int], bool], where: str) -> tuple[int, int]:
-    """Tiles of two extents, the first kept as large as it can be. Raises CStepError where none fits."""
-    for one in splits(first):
-        for other in splits(second):
-            if fits(one, other):
-                return one, other
-    raise CStepError(f"{where}: not even its smallest tile fits the machine's buffers")

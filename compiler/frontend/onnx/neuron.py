@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-CHARGES = ("lif", "lif_undecayed", "if")
-
 
 class Neuron(nn.Module):
     """Currents [T, ...] -> spikes [T, ...]; the attributes are those of `spike.lif`, and so is the arithmetic.

@@ -9,6 +9,7 @@ import typer
 
 import cstep
 from command.arguments import Checkpoint, InputShape, MachineName, PerChannel, calibration_images, numbers
+from command.compile import inputs_for
 from isa.errors import CStepError
 
 if TYPE_CHECKING:
@@ -101,22 +102,21 @@ def integer_model(
     from compiler.frontend.model import open_model
     from runtime.report.console import progress_bar
 
-    if calibration is None:
-        raise CStepError(f"{source}: its integers depend on the inputs' range; give --calibration DATA, or --real")
     opened = open_model(source, checkpoint)
-    dataset = calibration_images(calibration, opened, *images_as)
+    inputs = inputs_for(opened, calibration, *images_as, None)
     with progress_bar("compile", None):
         compiled = cstep.compile_checked(
             opened.module,
-            dataset.images[:1],
-            dataset.images,
+            inputs.example,
+            inputs.calibration,
             target,
-            check=dataset.images[: cstep.CHECK_IMAGES] if check else None,
+            check=inputs.compared if check else None,
             passes=None,
             schedule="layers",
             dump_to=None,
-            origin=(source, opened.checkpoint, dataset.name),
-            normalisation=(dataset.mean, dataset.std),
+            origin=(source, opened.checkpoint, inputs.about),
+            normalisation=inputs.normalisation,
+            image_scale=inputs.image_scale,
         )
     return compiled.integer
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_exported_is_one_line(here: Path, refuses: Says) -> None:
     model = f"{here}/spiking.py:build"
     assert "name ends in .onnx" in refuses(model, "--real", output="out.pb")
     assert "no directory" in refuses(model, "--real", output="nowhere/out.onnx")
-    assert "give --calibration DATA, or --real" in refuses(model)
+    assert "give --calibration DATA, 8 inputs or more; or --input-shape, --mean and --std" in refuses(model)
     assert "--input-shape 3,32,32" in refuses(model, "--real")
     assert "leave out --real" in refuses(model, "--real", "--currents")
     assert "a program has integers only" in refuses(here / "net.cstep", "--real")

@@ -41,6 +41,7 @@ class Machine(BaseModel):
     word_mask_buffer_bytes: int = Field(ge=64)
     output_buffer_bytes: int = Field(ge=1024, le=1 << 18)
     constant_buffer_bytes: int = Field(ge=256, le=1 << 16)
+    channel_buffer_bytes: int = Field(ge=256, le=1 << 14)
     dram_gigabytes_per_second: float = Field(gt=0)
     dram_latency_cycles: int = Field(ge=0)
     burst_bytes: int = Field(ge=1)

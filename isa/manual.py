@@ -8,7 +8,21 @@ from collections.abc import Iterable, Iterator
 
 from isa import instructions, text
 from isa.machine import load_machine
-from isa.word import HEADER, WORD_BYTES, Address, Charge, Choice, Count, Flag, Instruction, Region, Spec, Traffic, Unit
+from isa.word import (
+    HEADER,
+    WORD_BYTES,
+    Address,
+    Charge,
+    Choice,
+    Count,
+    Criterion,
+    Flag,
+    Instruction,
+    Region,
+    Spec,
+    Traffic,
+    Unit,
+)
 
 MACHINE = "c-step"
 """The preset whose buffer sizes the region table shows."""
@@ -85,6 +99,7 @@ def _regions() -> str:
         Region.SPIKE: (machine.spike_buffer_bytes, "spike words; images, events and 8-bit streams as int8"),
         Region.OUTPUT: (machine.output_buffer_bytes, "accumulators, membranes, 16-bit streams, features, logits"),
         Region.CONSTANT: (machine.constant_buffer_bytes, "biases, thresholds, multipliers"),
+        Region.CHANNEL: (machine.channel_buffer_bytes, "early spike counts and channel masks"),
     }
     rows = [(int(region), f"`{region.name}`", *holds[region]) for region in Region]
     return (
@@ -103,7 +118,7 @@ def _text() -> str:
 
 def _enumerations() -> str:
     parts = ["## Enumerations"]
-    for kind in (Traffic, Charge):
+    for kind in (Traffic, Charge, Criterion):
         rows = [(int(member), f"`{member.name.lower()}`") for member in kind]
         parts.append(f"`{kind.__name__}`: {inspect.getdoc(kind)}\n\n{table(('number', 'name'), rows)}")
     return "\n\n".join(parts)

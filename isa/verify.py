@@ -46,6 +46,7 @@ def region_sizes(header: Header) -> dict[Region, int]:
         Region.SPIKE: machine.spike_buffer_bytes,
         Region.OUTPUT: machine.output_buffer_bytes,
         Region.CONSTANT: machine.constant_buffer_bytes,
+        Region.CHANNEL: machine.channel_buffer_bytes,
     }
 
 

@@ -38,6 +38,7 @@ class Region(IntEnum):
     SPIKE = 2
     OUTPUT = 3
     CONSTANT = 4
+    CHANNEL = 5
 
 
 class Traffic(IntEnum):
@@ -50,6 +51,14 @@ class Traffic(IntEnum):
     IMAGE = 4
     OUTPUT = 5
     STREAM = 6
+
+
+class Criterion(IntEnum):
+    """What an exit's decision measures (see `Decide`)."""
+
+    LIGHTSOFTMAX = 0
+    SOFTMAX = 1
+    ENTROPY = 2
 
 
 class Charge(IntEnum):

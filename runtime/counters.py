@@ -65,6 +65,9 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter("pool_taps", "operations", "spikes and values looked at by pooling"),
     Counter("gates", "operations", "spikes gated by a mask or another spike"),
+    Counter("exit_decisions", "operations", "of exit decisions: compares, additions and look-ups, logit by logit"),
+    Counter("guard_counts", "operations", "spikes looked at for early counts of channels"),
+    Counter("guard_compares", "operations", "channel counts compared with a threshold: mask building"),
     Counter("words_read", "words", "spike words that are non-zero, per tap: of pair unions, depthwise of each pixel"),
     Counter("words_skipped", "words", "spike words that the word mask skips, per tap, likewise"),
     Counter("dram_weight_bytes", "bytes", "weights over DRAM"),
@@ -81,6 +84,7 @@ COUNTERS: tuple[Counter, ...] = (
         "output_buffer_bytes", "bytes", "output buffer (accumulators, membranes, streams, results), both directions"
     ),
     Counter("constant_buffer_bytes", "bytes", "constant buffer, both directions"),
+    Counter("channel_buffer_bytes", "bytes", "channel buffer (early counts and channel masks), both directions"),
     Counter("cycles", "cycles", "by how much the instructions moved the end of the program; layers add up"),
     *_cycles(),
 )

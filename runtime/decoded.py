@@ -166,6 +166,7 @@ def region_bytes(machine: Machine, dram_bytes: int) -> dict[Region, int]:
         Region.SPIKE: 2 * machine.spike_words,
         Region.OUTPUT: machine.output_buffer_bytes,
         Region.CONSTANT: machine.constant_buffer_bytes,
+        Region.CHANNEL: machine.channel_buffer_bytes,
     }
 
 

@@ -25,6 +25,7 @@ class State:
     spike: NDArray[np.uint8]
     output: NDArray[np.uint8]
     constant: NDArray[np.uint8]
+    channel: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     """Bit i: whether word i of the spike buffer is non-zero."""
 
@@ -39,12 +40,13 @@ class State:
             spike=_zeros(machine.spike_buffer_bytes),
             output=_zeros(machine.output_buffer_bytes),
             constant=_zeros(machine.constant_buffer_bytes),
+            channel=_zeros(machine.channel_buffer_bytes),
             mask=_zeros(max(machine.word_mask_buffer_bytes, -(-machine.spike_buffer_bytes // 16))),
         )
 
     def clear(self) -> None:
         """Back to zero, ready for the next input."""
-        for region in (self.private, self.weight, self.spike, self.output, self.constant, self.mask):
+        for region in (self.private, self.weight, self.spike, self.output, self.constant, self.channel, self.mask):
             region[:] = 0
 
     def region(self, region: Region) -> NDArray[np.uint8]:
@@ -54,6 +56,7 @@ class State:
             Region.SPIKE: self.spike,
             Region.OUTPUT: self.output,
             Region.CONSTANT: self.constant,
+            Region.CHANNEL: self.channel,
         }[region]
 
     def dram(self, address: int) -> tuple[NDArray[np.uint8], int]:
@@ -62,7 +65,7 @@ class State:
 
     def regions(self) -> dict[str, NDArray[np.uint8]]:
         """All that an instruction can change, by name."""
-        names = ("private", "weight", "spike", "output", "constant", "mask")
+        names = ("private", "weight", "spike", "output", "constant", "channel", "mask")
         return {name: getattr(self, name) for name in names}
 
 

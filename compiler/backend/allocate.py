@@ -65,6 +65,7 @@ def capacities(machine: Machine) -> dict[Region, int]:
         Region.SPIKE: min(machine.spike_buffer_bytes, 2 * machine.spike_words),
         Region.OUTPUT: machine.output_buffer_bytes,
         Region.CONSTANT: machine.constant_buffer_bytes,
+        Region.CHANNEL: machine.channel_buffer_bytes,
     }
 
 

@@ -24,6 +24,7 @@ from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import Element, shaped
 from isa.errors import CStepError
+from isa.logarithms import certainty, largest_probability, light_softmax
 
 Weights = Callable[[str], Tensor]
 Meaning = Callable[..., Tensor]
@@ -108,9 +109,13 @@ def _with_plain_strides(x: Tensor) -> Tensor:
 def linear(op: spike.Linear, weights: Weights, x: Tensor) -> Tensor:
     """x weightT + bias over the last dimension."""
     weight, bias = weights(_symbol(op, "weight")), _bias(op, weights)
+    if op.get("accrues") and bias is not None:
+        bias = bias * torch.arange(1, len(x) + 1).reshape(-1, *[1] * (x.dim() - 1))
     if _is_integer(x):
         out = _exactly(op, lambda a, w: a @ w.T, x, weight)
         return out if bias is None else out + bias
+    if op.get("accrues"):
+        return functional.linear(x, weight) + (0 if bias is None else bias)
     if x.dim() == 1:  # one row, as the eager model's batch of one
         return functional.linear(x.unsqueeze(0), weight, bias)[0]
     return functional.linear(x, weight, bias)
@@ -148,7 +153,13 @@ def lif(op: spike.Lif, weights: Weights, current: Tensor) -> Tensor:
         spikes.append(fired.to(x.dtype))
         v = torch.where(fired, 0.0, h) if op.get("reset") == "hard" else h - threshold * spikes[-1]
     train = torch.stack(spikes)  # contiguous, as neurons give them: the next layer rounds by the memory order
-    return train if op.get("emits") == 1.0 else train * op.get("emits")
+    return _masked(op, train if op.get("emits") == 1.0 else train * op.get("emits"))
+
+
+def _masked(op: spike.SpikeOperation, train: Tensor) -> Tensor:
+    """A neuron's output, times its timestep mask."""
+    mask = op.get("mask")
+    return train * torch.tensor(mask, dtype=train.dtype).reshape(-1, *[1] * (train.dim() - 1)) if mask else train
 
 
 @meaning(spike.Level)
@@ -156,7 +167,7 @@ def level(op: spike.Level, weights: Weights, current: Tensor) -> Tensor:
     """round(clamp(x, 0, levels)) / norm, ties to even, or up as floor(x + 0.5)."""
     clamped = current.clamp(0, op.get("levels"))
     rounded = torch.round(clamped) if op.get("ties") == "even" else torch.floor(clamped + 0.5)
-    return rounded / op.get("norm")
+    return _masked(op, rounded / op.get("norm"))
 
 
 @meaning(spike.Range)
@@ -183,7 +194,7 @@ def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor) -> Tens
         fired = h >= threshold
         spikes[step] = fired
         v = torch.where(fired, 0 if op.get("reset") == "hard" else h - threshold, h).clamp(*INT16)
-    return spikes
+    return _masked(op, spikes)
 
 
 @meaning(spike.IntegerLevel)
@@ -195,7 +206,7 @@ def integer_level(op: spike.IntegerLevel, weights: Weights, current: Tensor) -> 
         tie_counts = op.get("ties") == "up" or j % 2 == 0
         edge = (2 * j - 1) * threshold
         counts += 2 * current >= edge if tie_counts else 2 * current > edge
-    return counts
+    return _masked(op, counts)
 
 
 @meaning(spike.Rescale)
@@ -367,6 +378,57 @@ def sum_time(op: spike.SumTime, weights: Weights, x: Tensor) -> Tensor:
     return x.sum(0)
 
 
+@meaning(spike.Extend)
+def extend(op: spike.Extend, weights: Weights, x: Tensor) -> Tensor:
+    """x, then zeros."""
+    steps = op.result_type.steps
+    assert steps is not None
+    return torch.cat([x, x.new_zeros(steps - len(x), *x.shape[1:])])
+
+
+@meaning(spike.Truncate)
+def truncate(op: spike.Truncate, weights: Weights, x: Tensor) -> Tensor:
+    """The first timesteps of x."""
+    return x[: op.result_type.steps]
+
+
+@meaning(spike.RunningSum)
+def running_sum(op: spike.RunningSum, weights: Weights, x: Tensor) -> Tensor:
+    """Sums over the timesteps up to each."""
+    return x.cumsum(0)
+
+
+@meaning(spike.Exit)
+def leave(op: spike.Exit, weights: Weights, logits: Tensor) -> Tensor:
+    """The logits after `exit_steps` timesteps."""
+    return logits[exit_steps(op, logits) - 1]
+
+
+def exit_steps(op: spike.Exit, logits: Tensor) -> int:
+    """After how many timesteps the first exit is taken; all of them where none is."""
+    for index, after in enumerate(op.get("after")):
+        values = [int(value) for value in logits[after - 1]]
+        if op.get("criterion") == "lightsoftmax":
+            measured = light_softmax(values)
+        else:
+            measure = largest_probability if op.get("criterion") == "softmax" else certainty
+            measured = measure(values, op.get("multipliers")[index], op.get("divisors")[index])
+        if measured >= op.get("thresholds")[index]:
+            return after
+    return len(logits)
+
+
+@meaning(spike.Guard)
+def guard(op: spike.Guard, weights: Weights, x: Tensor) -> Tensor:
+    """x, and from timestep `after` on without the channels of which at most `threshold` bits were set before."""
+    after, planes = op.get("after"), op.result_type.element.planes
+    early = x[:after].to(torch.int64)
+    bits = sum((early >> plane) & 1 for plane in range(planes))
+    assert isinstance(bits, Tensor)
+    live = bits.flatten(0, -2).sum(0) > op.get("threshold")
+    return torch.cat([x[:after], x[after:] * live])
+
+
 def _symbol(op: HouseOperation, key: str) -> str:
     name = op.symbol(key)
     assert name is not None, (op.name, key)
@@ -388,6 +450,8 @@ class Run:
     currents: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     spikes: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     streams: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    steps: int | None = None
+    """Timesteps run where an exit was taken: what is recorded of later ones does not count. None: all of them."""
 
 
 class Executor:
@@ -432,6 +496,8 @@ class Executor:
             if function is None:
                 raise CStepError(f"{op.label}: {op.name} has no meaning on values; it runs on the emulator")
             result = function(op, self._weight, *operands)
+            if isinstance(op, spike.Exit):
+                run.steps = exit_steps(op, operands[0])
             assert isinstance(op, spike.SpikeOperation)
             _check_bounds(op, result)
             if isinstance(op, NEURONS):

@@ -1,11 +1,15 @@
-"""Neurons of the spike dialect, and what brings a current into their units."""
+"""Neurons of the spike dialect, and what brings a current into their units.
+
+A neuron's `mask`, one 0 or 1 a timestep, multiplies its output; its membrane goes on as if there were none (DTS-SNN
+eq. 5). Without a mask it is 1 at every timestep.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from xdsl.dialects.builtin import FloatData, IntAttr, StringAttr, SymbolRefAttr
+from xdsl.dialects.builtin import ArrayAttr, FloatData, IntAttr, StringAttr, SymbolRefAttr
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
 from compiler.ir.operation import SpikeOperation, require
@@ -23,7 +27,7 @@ class Lif(SpikeOperation):
 
     name = "spike.lif"
     DEFAULTS: ClassVar[Mapping[str, Plain]] = {
-        "charge": "lif", "reset": "hard", "fires": "ge", "decay": "divide", "emits": 1.0,
+        "charge": "lif", "reset": "hard", "fires": "ge", "decay": "divide", "emits": 1.0, "mask": (),
     }  # fmt: skip
     current = operand_def(Train)
     result = result_def(Train)
@@ -34,9 +38,11 @@ class Lif(SpikeOperation):
     fires = opt_prop_def(StringAttr)
     decay = opt_prop_def(StringAttr)
     emits = opt_prop_def(FloatData)
+    mask = opt_prop_def(ArrayAttr[IntAttr])
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_mask(self)
         if self.get("emits") == 1.0:
             self.expect_element(Element.spike())
         _check_words(self)
@@ -47,15 +53,17 @@ class Level(SpikeOperation):
     """A neuron without membrane: round(clamp(x, 0, levels)) / norm, ties to even or up (SDT-V3)."""
 
     name = "spike.level"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"ties": "even"}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"ties": "even", "mask": ()}
     current = operand_def(Tensor | Train)
     result = result_def(Tensor | Train)
     levels = prop_def(IntAttr)
     norm = prop_def(FloatData)
     ties = opt_prop_def(StringAttr)
+    mask = opt_prop_def(ArrayAttr[IntAttr])
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_mask(self)
         self.expect_positive("levels", "norm")
         _check_words(self)
 
@@ -67,6 +75,13 @@ _WORDS = {
     "decay": ("divide", "multiply"),
     "ties": ("even", "up"),
 }
+
+
+def _check_mask(op: SpikeOperation) -> None:
+    """A timestep mask (DTS-SNN): one 0 or 1 a timestep, or none at all."""
+    mask, steps = op.get("mask"), op.result_type.steps or 0
+    fits = not mask or (len(mask) == steps and set(mask) <= {0, 1})
+    require(fits, op, f"mask={list(mask)}; it must be {steps} times 0 or 1, one a timestep")
 
 
 def _check_words(op: HouseOperation) -> None:
@@ -83,7 +98,7 @@ class IntegerLif(SpikeOperation):
     """
 
     name = "spike.integer_lif"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard"}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard", "mask": ()}
     current = operand_def(Train)
     result = result_def(Train)
     threshold = prop_def(SymbolRefAttr)
@@ -91,9 +106,11 @@ class IntegerLif(SpikeOperation):
     divisor = prop_def(IntAttr)
     reset = opt_prop_def(StringAttr)
     charge = opt_prop_def(StringAttr)
+    mask = opt_prop_def(ArrayAttr[IntAttr])
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_mask(self)
         self.expect_element(Element.spike())
         require(not self.operand_type().element.is_real, self, f"the current is {self.operand_type()}; no integers")
         _check_words(self)
@@ -110,15 +127,17 @@ class IntegerLevel(SpikeOperation):
     """
 
     name = "spike.integer_level"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"ties": "even"}
-    current = operand_def(Train)
-    result = result_def(Train)
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"ties": "even", "mask": ()}
+    current = operand_def(Tensor | Train)
+    result = result_def(Tensor | Train)
     threshold = prop_def(SymbolRefAttr)
     levels = prop_def(IntAttr)
     ties = opt_prop_def(StringAttr)
+    mask = opt_prop_def(ArrayAttr[IntAttr])
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_mask(self)
         self.expect_positive("levels")
         self.expect_element(Element.count(self.get("levels")))
         require(not self.operand_type().element.is_real, self, f"the current is {self.operand_type()}; no integers")

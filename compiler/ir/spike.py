@@ -1,7 +1,8 @@
 """The spike dialect: what a spiking network computes, before and after quantisation.
 
-An op on trains computes at every timestep by itself; only neurons carry a state from step to step, and only
-`repeat`, `mean_time` and `sum_time` change whether there is time at all. What each op computes stands in
+An op on trains computes at every timestep by itself; only neurons carry a state from step to step, a guard
+looks back at the first timesteps, and only `repeat`, `mean_time`, `sum_time`, `exit`, `extend` and `truncate` change
+whether or how long there is time (compiler/ir/time_ops.py). What each op computes stands in
 compiler/ir/meaning.py, one function an op.
 """
 
@@ -17,6 +18,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, r
 from compiler.ir.neuron_ops import Align, IntegerLevel, IntegerLif, Level, Lif, Range, Rescale
 from compiler.ir.operation import SpikeOperation, require
 from compiler.ir.spelling import Plain
+from compiler.ir.time_ops import Exit, Extend, Guard, RunningSum, Truncate
 from compiler.ir.types import Element, Tensor, Train
 
 
@@ -106,15 +108,24 @@ class Conv(SpikeOperation):
 
 @irdl_op_definition
 class Linear(SpikeOperation):
-    """Linear layer over the last dimension, weight [out, in]."""
+    """Linear layer over the last dimension, weight [out, in].
+
+    `accrues` = 1: the bias counts once for every timestep so far, (t + 1) * bias at timestep t, as the input is a
+    running sum.
+    """
 
     name = "spike.linear"
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"accrues": 0}
     input = operand_def(Tensor | Train)
     result = result_def(Tensor | Train)
     weight = prop_def(SymbolRefAttr)
     bias = opt_prop_def(SymbolRefAttr)
+    accrues = opt_prop_def(IntAttr)
 
     def check(self) -> None:
+        accrues = self.get("accrues")
+        fits = accrues == 0 or (accrues == 1 and self.result_type.steps is not None)
+        require(fits, self, f"accrues={accrues}; it must be 0, or 1 on a train")
         require(
             self.operand_type().sizes[:-1] == self.result_type.sizes[:-1],
             self,
@@ -483,7 +494,7 @@ class Dilate(SpikeOperation):
 OPERATIONS: tuple[type[SpikeOperation], ...] = (
     Input, Output, Repeat, QuantiseImage, Conv, Linear, BatchNorm, ChannelScale, Lif, Level, IntegerLif, IntegerLevel,
     Range, Align, Rescale, Add, Multiply, MaxPool, Pad, Reshape, Transpose, Slice, Matmul, Scale, Attention, HeadSum,
-    Mask, Dilate, Mean, Sum, MeanTime, SumTime,
+    Mask, Dilate, Mean, Sum, MeanTime, SumTime, Extend, Truncate, RunningSum, Exit, Guard,
 )  # fmt: skip
 
 SPIKE = Dialect("spike", list(OPERATIONS), [Tensor, Train])
@@ -498,6 +509,9 @@ __all__ = [
     "ChannelScale",
     "Conv",
     "Dilate",
+    "Exit",
+    "Extend",
+    "Guard",
     "HeadSum",
     "Input",
     "IntegerLevel",
@@ -518,6 +532,7 @@ __all__ = [
     "Repeat",
     "Rescale",
     "Reshape",
+    "RunningSum",
     "Scale",
     "Slice",
     "SpikeOperation",
@@ -526,4 +541,5 @@ __all__ = [
     "Tensor",
     "Train",
     "Transpose",
+    "Truncate",
 ]  # fmt: skip

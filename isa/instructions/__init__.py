@@ -9,30 +9,36 @@ Layouts in the buffers (all little-endian):
   accumulators  [step][pixel][output] int32 slots (values fit the machine's accumulator width)
   membranes     [pixel][output] int16
   constants     bias int32 [output], then threshold int32 [output] (multiplier, for `Rescale`)
+  masks, counts one bit, or uint16, a channel, in the channel buffer (see `Guard`)
   streams       [step][pixel][channel] int16 in the output buffer, int8 in the spike buffer: fixed-point values
 Pixels are tokens in row-major order; a linear layer is a window of one row and as many columns as tokens.
 
 The word mask buffer has no addresses of its own: its bit i says whether word i of the spike buffer is non-zero.
 """
 
-from isa.instructions.control import End, Layer
+from isa.instructions.control import End, Exit, Layer
 from isa.instructions.copy import Copy, Load, Store
+from isa.instructions.guard import CountSpikes, Guard
 from isa.instructions.neuron import Add, Fire, Mask, Rescale
 from isa.instructions.pool import Dilate, Pool, PoolValues
-from isa.instructions.sfu import Attend, Classify, Sum, SumHeads, SumValues
+from isa.instructions.sfu import Attend, Classify, Decide, Sum, SumHeads, SumValues
 from isa.instructions.sizes import (
     ACCUMULATOR_BYTES,
     CONSTANT_BYTES,
+    COUNT_BYTES,
     MEMBRANE_BYTES,
+    MOST_COUNT,
     SPIKE_WORD_BYTES,
     SPIKES_PER_WORD,
     STREAM_BYTES,
+    mask_bytes,
     words_of,
 )
 from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
 
 __all__ = [
-    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "MEMBRANE_BYTES", "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STREAM_BYTES",
-    "Accumulate", "Add", "Attend", "Classify", "Copy", "Depthwise", "Dilate", "End", "Fire", "Layer", "Load", "Mask",
-    "Multiply", "Pool", "PoolValues", "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "words_of",
+    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "SPIKES_PER_WORD",
+    "SPIKE_WORD_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify", "Copy", "CountSpikes", "Decide",
+    "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Layer", "Load", "Mask", "Multiply", "Pool", "PoolValues",
+    "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "mask_bytes", "words_of",
 ]  # fmt: skip

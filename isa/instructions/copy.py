@@ -9,6 +9,7 @@ from isa.errors import CStepError
 from isa.instructions.sizes import (
     SPIKE_WORD_BYTES,
     ceil_divide,
+    mask_bytes,
 )
 from isa.machine import Machine
 from isa.word import (
@@ -16,6 +17,7 @@ from isa.word import (
     Choice,
     Cost,
     Count,
+    Flag,
     Instruction,
     Region,
     Strided,
@@ -96,16 +98,48 @@ _BUFFER_BYTES = {
 class Load(Copy, opcode=0x01, unit=Unit.DMA):
     """buffer[target] = dram[source]: blocks x rows runs of bytes; spikes also set their word mask bits.
 
-    Cycles: latency + ceil(bursts * cycles per burst); runs that are contiguous in DRAM share bursts; of spikes,
-    only the word mask and the non-zero words travel.
+    Weights may be guarded by channel masks. With `masks_rows` a run travels only where bit `row` of `row_mask` is 1
+    (a row is an input channel). With `masks_columns` a run travels in pieces of one burst, counted from its start, and
+    a piece only where bit i of `column_mask` is 1 for any of its bytes i (a byte of a run is an output channel). What
+    does not travel leaves the buffer as it was.
+    Cycles: latency + ceil(bursts * cycles per burst); runs that are contiguous in DRAM share bursts, where none
+    between them is left out; of spikes, only the word mask and the non-zero words travel.
     """
 
     source: Annotated[int, reads(Region.DRAM, 32)]
     target: Annotated[int, Address(18, "writes", region_field="region")]
+    row_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_rows", align=2)] = 0
+    column_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_columns", align=2)] = 0
+    masks_rows: Annotated[int, Flag()] = 0
+    masks_columns: Annotated[int, Flag()] = 0
 
     def extents(self) -> dict[str, Strided]:
         dram, buffer = self._shapes()
-        return {"source": dram, "target": buffer}
+        return {
+            "source": dram,
+            "target": buffer,
+            "row_mask": Strided(mask_bytes(self.rows)),
+            "column_mask": Strided(mask_bytes(self.bytes)),
+        }
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether what travels depends on channel masks."""
+        return bool(self.masks_rows or self.masks_columns)
+
+    def cost(self, machine: Machine) -> Cost:
+        if self.is_masked:
+            numerator, denominator = machine.cycles_per_burst
+            return Cost(machine.dram_latency, numerator, denominator)
+        return super().cost(machine)
+
+    def counts(self) -> dict[str, int]:
+        return {} if self.is_masked else super().counts()
+
+    def check(self) -> None:
+        super().check()
+        if self.is_masked and (self.traffic != Traffic.WEIGHT or self.region != Region.WEIGHT):
+            raise CStepError("load: only weights are guarded by channel masks")
 
 
 @dataclass(frozen=True, kw_only=True)

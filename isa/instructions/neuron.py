@@ -9,12 +9,14 @@ from isa.errors import CStepError
 from isa.instructions.sizes import (
     ACCUMULATOR_BYTES,
     CONSTANT_BYTES,
+    COUNT_BYTES,
     MEMBRANE_BYTES,
     NEURON_FILL,
     SPIKE_WORD_BYTES,
     SPIKES_PER_WORD,
     STREAM_BYTES,
     ceil_divide,
+    mask_bytes,
     words_of,
 )
 from isa.machine import Machine
@@ -51,11 +53,16 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     `start` begins with v = 0 instead of the membrane buffer; v is written back after the last step. `narrow`: the
     accumulators are int16, a tile of a fixed-point stream [step][pixel][output]. `levels` has no residual; its
     value 0..D is the result's.
+    `still`: accumulators of one step, the same at every step. `absent`: no accumulators are read, x = bias[c] (a layer
+    whose input is all zero). `mute`: the neurons are updated, but s counts as 0 (a timestep mask with holes).
+    Guards: with `counted` counts[c] = min(counts[c] + s summed over steps and pixels, 65535), uint16, in the channel
+    buffer; `counts_fresh` starts from zero. With `masked` channels whose bit of `mask` is 0 are left out: s = 0, their
+    membranes stay as they were (0 with `start`), and neuron lanes' groups of which none is left take no cycles.
     The result is [plane][step][pixel][word]; `residual` has the same strides and `residual_planes` planes.
-    Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes).
+    Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes); `masked`, of the groups left, the work measured.
     """
 
-    accumulators: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
+    accumulators: Annotated[int, reads(Region.OUTPUT, 18, unless="absent", align=STREAM_BYTES)]
     constants: Annotated[int, reads(Region.CONSTANT, 16, align=4)]
     membranes: Annotated[
         int,
@@ -81,6 +88,16 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     plane_stride: Annotated[int, Count(17)]
     step_stride: Annotated[int, Count(17)]
     pixel_stride: Annotated[int, Count(12, 2)]
+    still: Annotated[int, Flag()] = 0
+    absent: Annotated[int, Flag()] = 0
+    mute: Annotated[int, Flag()] = 0
+    counts_at: Annotated[
+        int, updates(Region.CHANNEL, 14, unless="counts_fresh", only_if="counted", align=COUNT_BYTES)
+    ] = 0
+    counted: Annotated[int, Flag()] = 0
+    counts_fresh: Annotated[int, Flag()] = 0
+    mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masked", align=2)] = 0
+    masked: Annotated[int, Flag()] = 0
 
     @property
     def current_bytes(self) -> int:
@@ -92,7 +109,9 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         strides = (self.plane_stride, self.step_stride, self.pixel_stride)
         neurons = self.pixels * self.outputs
         return {
-            "accumulators": Strided(self.steps * neurons * self.current_bytes),
+            "accumulators": Strided((1 if self.still else self.steps) * neurons * self.current_bytes),
+            "counts_at": Strided(self.outputs * COUNT_BYTES),
+            "mask": Strided(mask_bytes(self.outputs)),
             "constants": Strided(self.outputs * CONSTANT_BYTES),
             "membranes": Strided(neurons * MEMBRANE_BYTES),
             "residual": Strided(run, (max(self.residual_planes, 1), self.steps, self.pixels), strides),
@@ -100,16 +119,29 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         }
 
     def cost(self, machine: Machine) -> Cost:
+        if self.masked:
+            return Cost(NEURON_FILL, 1)
         return Cost(NEURON_FILL + self.steps * self.pixels * ceil_divide(self.outputs, machine.neuron_lanes))
 
     def counts(self) -> dict[str, int]:
+        """`masked`, what is left of updates, membranes, accumulators and constants is measured."""
         updates_made = self.steps * self.pixels * self.outputs
         row = words_of(self.outputs) * SPIKE_WORD_BYTES
         membranes = self.pixels * self.outputs * MEMBRANE_BYTES if self.charge else 0
-        return {
+        counted_bytes = self.outputs * COUNT_BYTES * (1 if self.counts_fresh else 2)
+        counted = {"guard_counts": updates_made, "channel_buffer_bytes": counted_bytes} if self.counted else {}
+        if self.masked:
+            counted["channel_buffer_bytes"] = counted.get("channel_buffer_bytes", 0) + mask_bytes(self.outputs)
+        if self.masked:
+            return counted | {
+                "add": updates_made if self.residual_planes else 0,
+                "spike_buffer_bytes": self.steps * self.pixels * row * (self.planes + self.residual_planes),
+            }
+        return counted | {
             "neuron_updates": updates_made,
             "add": updates_made if self.residual_planes else 0,
-            "output_buffer_bytes": updates_made * self.current_bytes + membranes * (1 if self.start else 2),
+            "output_buffer_bytes": (0 if self.absent else updates_made * self.current_bytes)
+            + membranes * (1 if self.start else 2),
             "constant_buffer_bytes": self.outputs * CONSTANT_BYTES,
             "spike_buffer_bytes": self.steps * self.pixels * row * (self.planes + self.residual_planes),
         }
@@ -118,6 +150,10 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         strides = self.plane_stride | self.step_stride | self.pixel_stride
         if (strides | self.result | (self.residual if self.residual_planes else 0)) % 2:
             raise CStepError("fire: spike addresses and strides must be multiples of 2 bytes")
+        if self.absent and (self.still or self.narrow):
+            raise CStepError("fire: absent accumulators are neither still nor narrow; those flags must be 0")
+        if self.counts_fresh and not self.counted:
+            raise CStepError("fire: counts_fresh without counted; only counts can start from zero")
         if not self.narrow and self.accumulators % ACCUMULATOR_BYTES:
             raise CStepError(f"fire: accumulators={self.accumulators} must be a multiple of {ACCUMULATOR_BYTES}")
         if self.levels and (self.residual_planes or self.planes < self.levels.bit_length()):
@@ -176,11 +212,12 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
 
     half = 1 << divisor >> 1; in 64-bit integers that wrap, clamped to int16 (int8 where `small`). With `adds`,
     value = clamp(value + addend[step, p, c]), the addend int16. Accumulators are int32, or int16 (a stream's tile)
-    where `narrow`. All are [step][pixel][output]; constants are biases int32, then multipliers int32.
+    where `narrow`. All are [step][pixel][output]; constants are biases int32, then multipliers int32. `absent`: no
+    accumulators are read, they count as 0; `still`: those of one step, the same at every step.
     Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes).
     """
 
-    accumulators: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
+    accumulators: Annotated[int, reads(Region.OUTPUT, 18, unless="absent", align=STREAM_BYTES)]
     constants: Annotated[int, reads(Region.CONSTANT, 16, align=4)]
     addend: Annotated[int, reads(Region.OUTPUT, 18, only_if="adds", align=STREAM_BYTES)]
     result: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES, in_place=("accumulators", "addend"))]
@@ -191,14 +228,21 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
     adds: Annotated[int, Flag()]
     narrow: Annotated[int, Flag()]
     small: Annotated[int, Flag()]
+    still: Annotated[int, Flag()] = 0
+    absent: Annotated[int, Flag()] = 0
 
     @property
     def values(self) -> int:
         return self.steps * self.pixels * self.outputs
 
+    @property
+    def current_bytes(self) -> int:
+        """Bytes of one accumulator."""
+        return STREAM_BYTES if self.narrow else ACCUMULATOR_BYTES
+
     def extents(self) -> dict[str, Strided]:
         return {
-            "accumulators": Strided(self.values * (STREAM_BYTES if self.narrow else ACCUMULATOR_BYTES)),
+            "accumulators": Strided(self.values // (self.steps if self.still else 1) * self.current_bytes),
             "constants": Strided(self.outputs * CONSTANT_BYTES),
             "addend": Strided(self.values * STREAM_BYTES),
             "result": Strided(self.values * (1 if self.small else STREAM_BYTES)),
@@ -209,7 +253,8 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
 
     def counts(self) -> dict[str, int]:
         extents = self.extents()
-        moved = sum(extents[name].run for name in ("accumulators", "result", *(("addend",) if self.adds else ())))
+        moved = sum(extents[name].run for name in ("result", *(("addend",) if self.adds else ())))
+        moved += 0 if self.absent else self.values * self.current_bytes
         return {
             "mac": self.values,
             "add": self.values if self.adds else 0,
@@ -218,6 +263,10 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
         }
 
     def check(self) -> None:
+        if self.absent and (self.still or self.narrow):
+            raise CStepError("rescale: absent accumulators are neither still nor narrow; those flags must be 0")
+        if self.still and self.result == self.accumulators and self.steps > 1:
+            raise CStepError(f"rescale: result={self.result} lies on still accumulators, which every step reads")
         if not self.narrow and self.accumulators % ACCUMULATOR_BYTES:
             raise CStepError(f"rescale: accumulators={self.accumulators} must be a multiple of {ACCUMULATOR_BYTES}")
 

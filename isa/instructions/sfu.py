@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,10 +15,13 @@ from isa.instructions.sizes import (
     ceil_divide,
     words_of,
 )
+from isa.logarithms import certainty, largest_probability, light_softmax
 from isa.machine import Machine
 from isa.word import (
+    Choice,
     Cost,
     Count,
+    Criterion,
     Flag,
     Instruction,
     Region,
@@ -188,6 +192,48 @@ class Classify(Instruction, opcode=0x23, unit=Unit.SFU):
             "constant_buffer_bytes": self.outputs * 4 if self.fresh else 0,
             "output_buffer_bytes": self.inputs * ACCUMULATOR_BYTES
             + self.outputs * ACCUMULATOR_BYTES * (1 if self.fresh else 2),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decide(Instruction, opcode=0x26, unit=Unit.SFU):
+    """Whether the next `exit` is taken: measure(logit[0..outputs-1]) >= threshold.
+
+    `criterion` says what is measured, in 64-bit integers, functions and tables of isa/logarithms.py:
+        lightsoftmax  M z - S, z the largest of the M logits and S their sum: no exponential (C-STEP)
+        softmax       the largest probability, in 2^-15
+        entropy       log2(M) less the entropy, in 2^-8 bits
+    The last two take a logit x for 2^(-i / 16), i = min((z - x) * multiplier >> divisor, 255).
+    Cycles: 8 + ceil(outputs / SFU multipliers), three times as long where there are exponentials.
+    """
+
+    logits: Annotated[int, reads(Region.OUTPUT, 18, align=ACCUMULATOR_BYTES)]
+    outputs: Annotated[int, Count(12, 2)]
+    criterion: Annotated[int, Choice(2, Criterion)]
+    multiplier: Annotated[int, Count(16)]
+    divisor: Annotated[int, Count(6)]
+    threshold: Annotated[int, Count(48)]
+
+    def extents(self) -> dict[str, Strided]:
+        return {"logits": Strided(self.outputs * ACCUMULATOR_BYTES)}
+
+    def measure(self, logits: Sequence[int]) -> int:
+        """What is compared with the threshold."""
+        if self.criterion == Criterion.LIGHTSOFTMAX:
+            return light_softmax(logits)
+        measured = largest_probability if self.criterion == Criterion.SOFTMAX else certainty
+        return measured(logits, self.multiplier, self.divisor)
+
+    def cost(self, machine: Machine) -> Cost:
+        passes = 1 if self.criterion == Criterion.LIGHTSOFTMAX else 3
+        return Cost(SFU_FILL + passes * ceil_divide(self.outputs, machine.sfu_multipliers))
+
+    def counts(self) -> dict[str, int]:
+        """A compare and an addition a logit, and the last compare; with exponentials, twice two look-ups more."""
+        each = 2 if self.criterion == Criterion.LIGHTSOFTMAX else 6
+        return {
+            "exit_decisions": each * self.outputs + 1,
+            "output_buffer_bytes": self.outputs * ACCUMULATOR_BYTES,
         }
 
 

@@ -10,6 +10,9 @@ STREAM_BYTES = 2
 """A value of a fixed-point stream, int16."""
 CONSTANT_BYTES = 8
 """A channel's bias and threshold (or multiplier), int32 each."""
+COUNT_BYTES = 2
+"""A channel's early spike count, uint16."""
+MOST_COUNT = (1 << 16) - 1
 SFU_FILL = 8
 NEURON_FILL = 8
 """Cycles before a unit's first result."""
@@ -22,3 +25,8 @@ def words_of(channels: int) -> int:
 
 def ceil_divide(value: int, by: int) -> int:
     return -(-value // by)
+
+
+def mask_bytes(channels: int) -> int:
+    """Bytes of a channel mask: whole words of 16 bits."""
+    return 2 * words_of(channels)

@@ -12,6 +12,7 @@ from isa.instructions.sizes import (
     SPIKE_WORD_BYTES,
     SPIKES_PER_WORD,
     ceil_divide,
+    mask_bytes,
     words_of,
 )
 from isa.machine import Machine
@@ -87,6 +88,10 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     accumulated once and merged into both. Eight PEs take four pairs of two steps a round.
     Cycles: ceil(outputs / lanes) * sum over rounds of (max over PEs of union bits + 2 if anything is common + 4);
     the work measured is that sum. The machine's weight port says how PEs wait for each other.
+
+    Guards: with `masks_rows` an input bit k counts as 0 where bit k of `row_mask` is 0. With `masks_columns` outputs
+    whose bit of `column_mask` is 0 are not computed: their accumulators become 0, and passes over `lanes` outputs of
+    which none is left are skipped; the work measured is then that sum times the passes left.
     """
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
@@ -96,23 +101,29 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     plane: Annotated[int, Count(3)]
     fresh: Annotated[int, Flag()]
     share: Annotated[int, Flag()]
+    row_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_rows", align=2)] = 0
+    column_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_columns", align=2)] = 0
+    masks_rows: Annotated[int, Flag()] = 0
+    masks_columns: Annotated[int, Flag()] = 0
 
     def extents(self) -> dict[str, Strided]:
         return {
             "spikes": self.input_extent(words_of(self.inputs) * SPIKE_WORD_BYTES),
             "weights": Strided(self.kernel_rows * self.kernel_columns * self.inputs * self.outputs),
             "accumulators": Strided(self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES),
+            "row_mask": Strided(mask_bytes(self.inputs)),
+            "column_mask": Strided(mask_bytes(self.outputs)),
         }
 
     def cost(self, machine: Machine) -> Cost:
-        return Cost(0, ceil_divide(self.outputs, machine.lanes))
+        return Cost(0, 1 if self.masks_columns else ceil_divide(self.outputs, machine.lanes))
 
     def counts(self) -> dict[str, int]:
         """`sop_dense` once a layer's input, so in plane 0 only; everything else depends on the spikes."""
         accumulated = self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES
         return {
             "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs * self.outputs,
-            "output_buffer_bytes": accumulated if self.fresh else 2 * accumulated,
+            "output_buffer_bytes": 0 if self.masks_columns else accumulated if self.fresh else 2 * accumulated,
         }
 
     def check(self) -> None:
@@ -130,6 +141,9 @@ class Depthwise(Window, opcode=0x11, unit=Unit.PE):
     sixteen weights and adds those whose bit is set.
     Cycles: ceil(16 / lanes) * sum over rounds of (max over PEs of non-zero words under the taps + 4); the work
     measured is that sum.
+
+    Guards: an input bit c counts as 0 where bit c of `row_mask` (with `masks_rows`) or of `column_mask` (with
+    `masks_columns`) is 0, words are what is left then, and accumulators that `column_mask` leaves out become 0.
     """
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
@@ -137,12 +151,18 @@ class Depthwise(Window, opcode=0x11, unit=Unit.PE):
     accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
     plane: Annotated[int, Count(3)]
     fresh: Annotated[int, Flag()]
+    row_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_rows", align=2)] = 0
+    column_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_columns", align=2)] = 0
+    masks_rows: Annotated[int, Flag()] = 0
+    masks_columns: Annotated[int, Flag()] = 0
 
     def extents(self) -> dict[str, Strided]:
         return {
             "spikes": self.input_extent(words_of(self.inputs) * SPIKE_WORD_BYTES),
             "weights": Strided(self.kernel_rows * self.kernel_columns * self.inputs),
             "accumulators": Strided(self.steps * self.rows * self.columns * self.inputs * ACCUMULATOR_BYTES),
+            "row_mask": Strided(mask_bytes(self.inputs)),
+            "column_mask": Strided(mask_bytes(self.inputs)),
         }
 
     def cost(self, machine: Machine) -> Cost:
@@ -153,7 +173,7 @@ class Depthwise(Window, opcode=0x11, unit=Unit.PE):
         accumulated = self.steps * self.rows * self.columns * self.inputs * ACCUMULATOR_BYTES
         return {
             "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs,
-            "output_buffer_bytes": accumulated if self.fresh else 2 * accumulated,
+            "output_buffer_bytes": 0 if self.masks_columns else accumulated if self.fresh else 2 * accumulated,
         }
 
     def check(self) -> None:
@@ -169,6 +189,9 @@ class Multiply(Window, opcode=0x20, unit=Unit.SFU):
     For images, event counts and 8-bit streams, one int8 a channel in the spike buffer; `step_stride` 0 reads one
     image at every step. `fresh` starts from zero.
     Cycles: 8 + ceil(multiply-accumulates / SFU multipliers).
+
+    Guards: with `masks_columns` outputs whose bit of `column_mask` is 0 are not computed and their accumulators become
+    0; the work measured is then the multiply-accumulates left.
     """
 
     values: Annotated[int, reads(Region.SPIKE, 17)]
@@ -176,12 +199,15 @@ class Multiply(Window, opcode=0x20, unit=Unit.SFU):
     accumulators: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
     outputs: Annotated[int, Count(9, 1)]
     fresh: Annotated[int, Flag()]
+    column_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_columns", align=2)] = 0
+    masks_columns: Annotated[int, Flag()] = 0
 
     def extents(self) -> dict[str, Strided]:
         return {
             "values": self.input_extent(self.inputs),
             "weights": Strided(self.kernel_rows * self.kernel_columns * self.inputs * self.outputs),
             "accumulators": Strided(self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES),
+            "column_mask": Strided(mask_bytes(self.outputs)),
         }
 
     @property
@@ -189,9 +215,14 @@ class Multiply(Window, opcode=0x20, unit=Unit.SFU):
         return self.taps * self.steps * self.inputs * self.outputs
 
     def cost(self, machine: Machine) -> Cost:
+        if self.masks_columns:
+            return Cost(SFU_FILL, 1, machine.sfu_multipliers)
         return Cost(SFU_FILL + ceil_divide(self.multiplications, machine.sfu_multipliers))
 
     def counts(self) -> dict[str, int]:
+        """With `masks_columns` all but the reads of the input depend on the mask."""
+        if self.masks_columns:
+            return {"spike_buffer_bytes": self.taps * self.steps * self.inputs}
         accumulated = self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES
         return {
             "mac": self.multiplications,

@@ -309,7 +309,7 @@ def _emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:
 
     seen = run(program, quantise_input(program, inputs), observe=True, workers=cores())
     assert seen.currents is not None
-    return Observed(seen.logits, seen.currents)
+    return Observed(seen.logits, seen.currents, seen.steps)
 
 
 def _give_back_memory() -> None:

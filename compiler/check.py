@@ -37,10 +37,14 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Observed:
-    """What the emulator shows of a run: integer logits [B, classes]; currents [B, T, pixels, C] by layer index."""
+    """What the emulator shows of a run: integer logits [B, classes]; currents [B, T, pixels, C] by layer index.
+
+    Currents of timesteps behind an exit that was taken are 0; `steps` [B] says how many timesteps ran.
+    """
 
     logits: NDArray[np.int64]
     currents: dict[int, NDArray[np.int32]]
+    steps: NDArray[np.int64]
 
 
 Emulate = Callable[[Program, NDArray[np.float32]], Observed]

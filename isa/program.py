@@ -79,6 +79,8 @@ class Provenance(Strict):
     pipeline: str
     schedule: str
     version: str
+    settings: str = ""
+    """What calibration chose (thresholds, masks, curves): canonical JSON, or nothing."""
 
 
 class Header(Strict):

@@ -10,7 +10,7 @@ where it is not used. `;` begins a comment. Numbers are decimal or 0x hexadecima
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ def _spelled(instruction: Instruction) -> Iterator[str]:
                 if name not in hidden:
                     yield f"{name}={spec.of(value).name.lower()}"
             case Address():
-                if value or not _is_unused(instruction, spec):
+                if value or not _is_unused(spec, vars(instruction)):
                     yield f"{name}={_region(instruction, spec).name}[{value}]"
             case Count():
                 if value or spec.lowest or len(instruction.layout) == 1:
@@ -72,8 +72,11 @@ def _region_fields(kind: type[Instruction]) -> set[str]:
     return {spec.region_field for _, spec in kind.layout if isinstance(spec, Address) and spec.region_field}
 
 
-def _is_unused(instruction: Instruction, spec: Address) -> bool:
-    return bool(spec.only_if) and not getattr(instruction, spec.only_if)
+def _is_unused(spec: Address, values: Mapping[str, int]) -> bool:
+    """Whether these fields say that nothing is read or written there."""
+    if spec.only_if and not values.get(spec.only_if):
+        return True
+    return bool(spec.unless) and spec.role != "updates" and bool(values.get(spec.unless))
 
 
 def assemble(text: str, where: str = "") -> tuple[Instruction, ...]:
@@ -173,8 +176,8 @@ def _with_defaults(kind: type[Instruction], values: dict[str, int]) -> dict[str,
     result = dict(values)
     for name, spec in kind.layout:
         optional = isinstance(spec, Flag) or (isinstance(spec, Count) and spec.lowest == 0)
-        if isinstance(spec, Address) and spec.only_if:
-            optional = not values.get(spec.only_if)
+        if isinstance(spec, Address):
+            optional = _is_unused(spec, values)
         if optional:
             result.setdefault(name, 0)
         elif name not in result:

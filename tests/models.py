@@ -153,7 +153,7 @@ def emulate(program: Program, images: NDArray[np.float32]) -> Observed:
     """What the pipeline compares: logits and currents of a program."""
     result = run(program, quantise_input(program, images), observe=True)
     assert result.currents is not None
-    return Observed(result.logits, result.currents)
+    return Observed(result.logits, result.currents, result.steps)
 
 
 def compiled(

@@ -169,10 +169,19 @@ def _fitting(fields: dict[str, int]) -> dict[str, int]:
         result["residual_planes"], result["planes"] = 0, max(fields["planes"], fields["levels"].bit_length())
     elif "planes" in fields:
         result["planes"] = max(value for name, value in fields.items() if name.endswith("planes"))
-    if fields.get("traffic") == Traffic.SPIKE:
+    masked = fields.get("masks_rows") or fields.get("masks_columns")
+    if masked and "traffic" in fields:
+        result["traffic"], result["region"] = Traffic.WEIGHT, Region.WEIGHT
+    elif fields.get("traffic") == Traffic.SPIKE:
         result["region"] = Region.SPIKE
     elif fields.get("region") == Region.DRAM:
         result["region"] = Region.WEIGHT
+    if fields.get("absent"):
+        result["still"] = result["narrow"] = 0
+    if fields.get("still") and fields["accumulators"] == fields["result"]:
+        result["still"] = 0
+    if "counted" in fields:
+        result["counts_fresh"] = fields["counts_fresh"] & fields["counted"]
     return result
 
 

@@ -92,12 +92,12 @@ def test_a_spike_module_that_does_not_fit(op: str, message: str) -> None:
         ),
         (
             "cstep.load source=%w, target=%w, region=shelf, traffic=weight, blocks=1, rows=1, bytes=8",
-            "cstep.load: region=shelf; it must be one of dram, weight, spike, output, constant",
+            "cstep.load: region=shelf; it must be one of dram, weight, spike, output, constant, channel",
         ),
         ("cstep.end wait=tea", "cstep.end: wait=tea: no unit tea; there are dma, pe, neuron, sfu, control"),
         (
             "%v = cstep.buffer region=shelf, bytes=8 : !cstep.bytes",
-            "v: cstep.buffer: region=shelf; it must be one of dram, weight, spike, output, constant",
+            "v: cstep.buffer: region=shelf; it must be one of dram, weight, spike, output, constant, channel",
         ),
     ],
 )

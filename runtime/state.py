@@ -28,6 +28,8 @@ class State:
     channel: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     """Bit i: whether word i of the spike buffer is non-zero."""
+    flags: NDArray[np.uint8]
+    """One byte: whether the latest `decide` said that the next `exit` is taken."""
 
     @classmethod
     def of(cls, program: Program) -> State:
@@ -42,11 +44,12 @@ class State:
             constant=_zeros(machine.constant_buffer_bytes),
             channel=_zeros(machine.channel_buffer_bytes),
             mask=_zeros(max(machine.word_mask_buffer_bytes, -(-machine.spike_buffer_bytes // 16))),
+            flags=_zeros(1),
         )
 
     def clear(self) -> None:
         """Back to zero, ready for the next input."""
-        for region in (self.private, self.weight, self.spike, self.output, self.constant, self.channel, self.mask):
+        for region in self.regions().values():
             region[:] = 0
 
     def region(self, region: Region) -> NDArray[np.uint8]:
@@ -65,7 +68,7 @@ class State:
 
     def regions(self) -> dict[str, NDArray[np.uint8]]:
         """All that an instruction can change, by name."""
-        names = ("private", "weight", "spike", "output", "constant", "channel", "mask")
+        names = ("private", "weight", "spike", "output", "constant", "channel", "mask", "flags")
         return {name: getattr(self, name) for name in names}
 
 

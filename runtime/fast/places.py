@@ -50,7 +50,9 @@ class Memories(NamedTuple):
     spike: int
     output: int
     constant: int
+    channel: int
     mask: int
+    flags: int
 
 
 class Scratch(NamedTuple):

@@ -19,6 +19,7 @@ from isa.instructions import (
     Classify,
     Depthwise,
     Dilate,
+    Exit,
     Fire,
     Load,
     Mask,
@@ -38,6 +39,7 @@ from runtime.fast.depthwise import depthwise
 from runtime.fast.fire import fire
 from runtime.fast.held import COLUMNS, SLOTS, forget_all
 from runtime.fast.places import Memories, Scratch, Sizes
+from runtime.fast.scalar import load_u8
 from runtime.state import State
 
 MOST_OUTPUTS = 1 << Multiply.specs["outputs"].bits
@@ -45,10 +47,10 @@ LOAD, STORE = Load.opcode, Store.opcode
 ACCUMULATE, DEPTHWISE, MULTIPLY = Accumulate.opcode, Depthwise.opcode, Multiply.opcode
 ATTEND, SUM, SUM_HEADS, SUM_VALUES = Attend.opcode, Sum.opcode, SumHeads.opcode, SumValues.opcode
 CLASSIFY, FIRE, ADD, RESCALE, MASK = Classify.opcode, Fire.opcode, Add.opcode, Rescale.opcode, Mask.opcode
-POOL, POOL_VALUES, DILATE = Pool.opcode, PoolValues.opcode, Dilate.opcode
+POOL, POOL_VALUES, DILATE, EXIT = Pool.opcode, PoolValues.opcode, Dilate.opcode, Exit.opcode
 
 
-def _compiled(sources: int) -> Callable[..., int]:
+def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
     """The loop. numba's cache looks at this file and at `sources` only, so that must change with all the others."""
 
     @njit(nogil=True, cache=True)
@@ -93,7 +95,9 @@ def _compiled(sources: int) -> Callable[..., int]:
                 pool.pool_values(row, memories)
             elif opcode == DILATE:
                 pool.dilate(row, memories, scratch)
-        return sources
+            elif opcode == EXIT and load_u8(memories.flags) != 0:
+                return index + 1, sources
+        return stop, sources
 
     return run
 
@@ -146,16 +150,14 @@ def walk(
     share: bool,
     start: int = 0,
     stop: int | None = None,
-) -> None:
-    """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`."""
+) -> int:
+    """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`.
+
+    A taken exit ends the walk. Returns the number of the instruction behind the last one that ran.
+    """
     machine = program.machine
     sizes = Sizes(machine.pairs, machine.window, PORTS.index(machine.weight_port), machine.burst_bytes)
-    memory, private = state.memory, state.private
-    memories = Memories(
-        memory.ctypes.data,
-        len(memory),
-        private.ctypes.data,
-        *(region.ctypes.data for region in (state.weight, state.spike, state.output, state.constant, state.mask)),
-    )
+    regions = {name: region.ctypes.data for name, region in state.regions().items()}
+    memories = Memories(memory=state.memory.ctypes.data, memory_bytes=len(state.memory), **regions)
     last = len(program.code) if stop is None else stop
-    _run(program.code, program.planes, memories, workspace.places, sizes, share, record, start, last)
+    return _run(program.code, program.planes, memories, workspace.places, sizes, share, record, start, last)[0]

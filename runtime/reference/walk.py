@@ -14,6 +14,7 @@ from isa.instructions import (
     Depthwise,
     Dilate,
     End,
+    Exit,
     Fire,
     Layer,
     Load,
@@ -36,14 +37,20 @@ from runtime.state import State
 
 def walk(
     program: Decoded, state: State, record: NDArray[np.int64], share: bool, start: int = 0, stop: int | None = None
-) -> None:
-    """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`."""
+) -> int:
+    """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`.
+
+    A taken exit ends the walk. Returns the number of the instruction behind the last one that ran.
+    """
     stop = len(program.instructions) if stop is None else stop
     for index in range(start, stop):
         try:
             execute(program.instructions[index], state, program.machine, share, record[index])
         except CStepError as error:
             raise CStepError(f"code word {index}: {error}") from None
+        if isinstance(program.instructions[index], Exit) and state.flags[0]:
+            return index + 1
+    return stop
 
 
 def execute(each: Instruction, state: State, machine: Machine, share: bool, record: NDArray[np.int64]) -> None:
@@ -69,7 +76,7 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             sfu.sum_values(each, state)
         case Fire() | Add() | Rescale() | Mask() | Pool() | PoolValues() | Dilate():
             _on_neuron_unit(each, state)
-        case Layer() | End():
+        case Layer() | Exit() | End():
             pass
         case _:
             raise CStepError(f"{each.mnemonic}: the reference family does not know this instruction")

@@ -4,6 +4,8 @@ Two instructions of different units conflict where they touch the same bytes of 
 Footprints count as whole spans [start, stop), gaps included: simple, safe, and the same for compiler and verifier.
 Only buffers matter: DRAM is touched by the DMA unit alone, whose queue is in order, and the word mask follows the
 spike buffer. Instructions of one unit never need a token between them.
+
+An exit is a fence: it waits for the decision that it acts on, and what stands behind it, on any unit, waits for it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isa.instructions import End
+from isa.instructions import Decide, End, Exit
 from isa.word import Access, Instruction, Region, Unit
 
 UNITS = len(Unit)
@@ -51,18 +53,25 @@ def buffer_accesses(instruction: Instruction) -> tuple[Access, ...]:
 def dependences(code: Sequence[Instruction]) -> list[tuple[int, ...]]:
     """Per instruction, for each unit the index of its latest earlier instruction in conflict, or -1.
 
-    The entry of the instruction's own unit is -1. `End` depends on the last instruction of every other unit.
+    The entry of the instruction's own unit is -1. `End` depends on the last instruction of every other unit, `Exit` on
+    the latest decision, and whatever stands behind an exit on the latest one.
     """
     footprints = [buffer_accesses(instruction) for instruction in code]
     maps = _maps(footprints)
     last = [NEVER] * UNITS
+    decided, fence = NEVER, NEVER
     result: list[tuple[int, ...]] = []
     for index, (instruction, accesses) in enumerate(zip(code, footprints, strict=True)):
         latest = [NEVER] * UNITS
         for access in accesses:
             latest = list(map(max, latest, maps[access.region].conflicts(access)))
+        latest[Unit.CONTROL] = fence
         if isinstance(instruction, End):
             latest = last.copy()
+        elif isinstance(instruction, Exit):
+            latest[Decide.unit], fence = decided, index
+        elif isinstance(instruction, Decide):
+            decided = index
         latest[instruction.unit] = NEVER
         result.append(tuple(latest))
         last[instruction.unit] = index

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from isa.errors import CStepError
 from isa.hazards import NEVER, UNITS, buffer_accesses, dependences
-from isa.instructions import End
+from isa.instructions import End, Exit
 from isa.word import Access, Instruction, Unit
 
 
@@ -73,7 +73,7 @@ def _unordered(code: Sequence[Instruction], index: int, earlier: int) -> str:
     """Names the two accesses in conflict and the token that would order them."""
     late, early = code[index], code[earlier]
     remedy = f"it must wait for {name(early.unit)}, with a post to {name(late.unit)} at word {earlier} or after"
-    if isinstance(late, End):
+    if isinstance(late, End | Exit) or isinstance(early, Exit):
         return f"{place(index, late)} may come before word {earlier} ({early.mnemonic}) has ended; {remedy}"
     mine, other = next(
         (mine, other)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from isa.errors import CStepError
 from isa.footprint import overwritten
 from isa.hazards import NEVER, dependences, synchronise, with_tokens
-from isa.instructions import Accumulate, Add, Dilate, End, Fire, Layer, Load, Pool, Rescale
+from isa.instructions import Accumulate, Add, Decide, Dilate, End, Exit, Fire, Layer, Load, Pool, Rescale
 from isa.manual import manual
 from isa.ordering import check_order
 from isa.text import assemble, assemble_program, disassemble, disassemble_program
-from isa.word import Instruction, Region, Traffic, Unit, decode, encode
+from isa.word import Criterion, Instruction, Region, Traffic, Unit, decode, encode
 from tests.programs import copy, fire, instructions, load, small_code, small_program, window
 
 KINDS = [Instruction.registry[opcode] for opcode in sorted(Instruction.registry)]
@@ -187,6 +187,8 @@ def small_instructions() -> st.SearchStrategy[Instruction]:
         st.builds(_small_fire, at, at),
         st.builds(_small_add, at, at),
         st.builds(_small_rescale, at, at),
+        st.builds(_small_decide, at),
+        st.just(Exit(steps=1)),
     )
 
 
@@ -212,12 +214,18 @@ def _small_rescale(accumulators: int, result: int) -> Instruction:
     return replace(RESCALE, accumulators=accumulators, addend=result, result=result, adds=accumulators % 8 // 4)
 
 
+def _small_decide(logits: int) -> Instruction:
+    return Decide(logits=logits, outputs=2, criterion=Criterion.LIGHTSOFTMAX, multiplier=0, divisor=0, threshold=1)
+
+
 def brute_force(code: list[Instruction]) -> list[tuple[int, ...]]:
     """The definition of `dependences`, pair by pair."""
 
     def meet(late: Instruction, early: Instruction) -> bool:
-        if isinstance(late, End):
+        if isinstance(late, End) or isinstance(early, Exit):
             return True
+        if isinstance(late, Exit):
+            return isinstance(early, Decide)
         return any(
             a.region == b.region != Region.DRAM
             and max(a.start, b.start) < min(a.stop, b.stop)

@@ -60,11 +60,15 @@ def span(access: Access) -> str:
     return f"{access.region.name}[{access.start}..{access.stop - 1}]"
 
 
-def _units(mask: int, verb: str, index: int, instruction: Instruction) -> list[int]:
+def verb(access: Access) -> str:
+    return "writes" if access.writes else "reads"
+
+
+def _units(mask: int, does: str, index: int, instruction: Instruction) -> list[int]:
     units = [unit for unit in Unit if mask >> unit & 1]
     if instruction.unit in units:
         raise CStepError(
-            f"{place(index, instruction)} {verb} {name(instruction.unit)}, its own unit; its queue is in order anyway"
+            f"{place(index, instruction)} {does} {name(instruction.unit)}, its own unit; its queue is in order anyway"
         )
     return [int(unit) for unit in units]
 
@@ -84,8 +88,8 @@ def _unordered(code: Sequence[Instruction], index: int, earlier: int) -> str:
         and other.start < mine.stop
         and (mine.writes or other.writes)
     )
-    verb, done = ("writes" if mine.writes else "reads"), ("written" if other.writes else "read")
+    done = "written" if other.writes else "read"
     return (
-        f"{place(index, late)} {verb} {mine.field} {span(mine)}, maybe before word {earlier} ({early.mnemonic}) "
+        f"{place(index, late)} {verb(mine)} {mine.field} {span(mine)}, maybe before word {earlier} ({early.mnemonic}) "
         f"has {done} {span(other)}; {remedy}"
     )

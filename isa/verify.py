@@ -1,8 +1,9 @@
 """What a program must satisfy before anything runs.
 
 Ranges, sizes and addresses; every token has its counterpart and cannot deadlock; conflicting accesses are ordered;
-nothing is read that nothing wrote; weights and inputs are never overwritten; the output is written. A program that
-passes runs to its end on its machine, whatever the input.
+nothing is read that nothing wrote; what channel masks kept in DRAM is not used; weights and inputs are never
+overwritten; the output is written before every exit and the end. A program that passes runs to its end, or to an exit
+before it, on its machine, whatever the input.
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
+from isa.contents import LOGIT_BYTES, check_contents, input_bytes, region_sizes
 from isa.errors import CStepError
-from isa.footprint import Written, overlaps_itself, overwritten, simplified
-from isa.instructions import Copy, End, Fire, Layer, Multiply
-from isa.machine import Machine
-from isa.ordering import check_order, place, span
-from isa.word import Access, Instruction, Region, Traffic, encode
+from isa.footprint import overlaps_itself, overwritten
+from isa.instructions import Decide, End, Exit, Fire, Layer
+from isa.ordering import check_order, place, span, verb
+from isa.word import Access, Instruction, Region, encode
 
 if TYPE_CHECKING:
     from isa.program import Header, Program
 
 MOST_DRAM_BYTES = 1 << 30
 MOST_CODE_WORDS = 1 << 20
-LOGIT_BYTES = 4
 
 
 def verify(program: Program) -> None:
@@ -31,27 +31,11 @@ def verify(program: Program) -> None:
     header = program.header
     check_header(header, len(program.memory))
     _check_structure(program.code, len(header.layers))
+    _check_exits(program.code, header)
     accesses = _check_words(program.code, region_sizes(header))
     _check_source_map(program)
     check_order(program.code)
-    _check_contents(program, accesses)
-
-
-def region_sizes(header: Header) -> dict[Region, int]:
-    """Bytes of each region."""
-    machine = header.machine
-    return {
-        Region.DRAM: header.dram_bytes,
-        Region.WEIGHT: machine.weight_buffer_bytes,
-        Region.SPIKE: machine.spike_buffer_bytes,
-        Region.OUTPUT: machine.output_buffer_bytes,
-        Region.CONSTANT: machine.constant_buffer_bytes,
-        Region.CHANNEL: machine.channel_buffer_bytes,
-    }
-
-
-def input_bytes(header: Header) -> int:
-    return header.input.steps * math.prod(header.input.shape)
+    check_contents(program, accesses)
 
 
 def check_header(header: Header, memory_bytes: int) -> None:
@@ -114,6 +98,30 @@ def _check_structure(code: tuple[Instruction, ...], layers: int) -> None:
             )
 
 
+def _check_exits(code: tuple[Instruction, ...], header: Header) -> None:
+    """A decision over all classes, then its exit, of ever more timesteps."""
+    decided, steps = -1, 0
+    for index, instruction in enumerate(code):
+        if decided >= 0 and isinstance(instruction, Decide | End):
+            raise CStepError(f"{place(index, instruction)} no exit acts on word {decided} (decide) before it")
+        if isinstance(instruction, Decide):
+            decided = index
+            if instruction.outputs != header.output.classes:
+                raise CStepError(
+                    f"{place(index, instruction)} outputs={instruction.outputs}; the output has "
+                    f"{header.output.classes} classes, and all decide"
+                )
+        if isinstance(instruction, Exit):
+            if decided < 0:
+                raise CStepError(f"{place(index, instruction)} no decide since the exit before it; each exit needs one")
+            if not steps < instruction.steps < header.timesteps:
+                raise CStepError(
+                    f"{place(index, instruction)} steps={instruction.steps}; it must be {steps + 1}.."
+                    f"{header.timesteps - 1}, after the exit before it and before the last timestep"
+                )
+            decided, steps = -1, instruction.steps
+
+
 def _check_words(code: tuple[Instruction, ...], sizes: dict[Region, int]) -> list[tuple[Access, ...]]:
     """Every field fits and every footprint lies inside its region; returns the footprints."""
     result: list[tuple[Access, ...]] = []
@@ -127,7 +135,7 @@ def _check_words(code: tuple[Instruction, ...], sizes: dict[Region, int]) -> lis
             size = sizes[access.region]
             if access.stop > size:
                 raise CStepError(
-                    f"{place(index, instruction)} {_verb(access)} {access.field} {span(access)}; "
+                    f"{place(index, instruction)} {verb(access)} {access.field} {span(access)}; "
                     f"the region ends at {size - 1}"
                 )
             if access.writes and overlaps_itself(access.shape):
@@ -140,10 +148,6 @@ def _check_words(code: tuple[Instruction, ...], sizes: dict[Region, int]) -> lis
             raise CStepError(f"{place(index, instruction)} {problem}")
         result.append(accesses)
     return result
-
-
-def _verb(access: Access) -> str:
-    return "writes" if access.writes else "reads"
 
 
 def _check_source_map(program: Program) -> None:
@@ -174,79 +178,3 @@ def _check_source_map(program: Program) -> None:
                 f"{row}, column {column}, channel {channel} pass the layer's {header.timesteps} steps x {height} x "
                 f"{width} x {channels}"
             )
-
-
-class _Contents:
-    """What every region holds while the code is followed in program order."""
-
-    def __init__(self, header: Header, memory_bytes: int) -> None:
-        self.written = {region: Written(size) for region, size in region_sizes(header).items()}
-        self.spike_words = Written(header.machine.spike_buffer_bytes)
-        """Bytes of the spike buffer that hold spikes: with a word mask bit, not images or events."""
-        self.protected = (
-            (0, memory_bytes, "the memory image"),
-            (header.input.address, header.input.address + input_bytes(header), "the input"),
-        )
-        for start, stop, _ in self.protected:
-            self.written[Region.DRAM].bytes[start:stop] = True
-
-    def follow(self, index: int, instruction: Instruction, accesses: tuple[Access, ...], machine: Machine) -> None:
-        spikes = _moves_spikes(instruction)
-        for access in accesses:
-            if access.region == Region.SPIKE and spikes and access.stop > 2 * machine.spike_words:
-                raise CStepError(
-                    f"{place(index, instruction)} {_verb(access)} {access.field} {span(access)}; the word mask buffer "
-                    f"covers {machine.spike_words} words, SPIKE[0..{2 * machine.spike_words - 1}]"
-                )
-            if access.reads:
-                self._read(index, instruction, access, spikes)
-        for access in accesses:
-            if access.writes:
-                self._write(index, instruction, access, spikes)
-
-    def _read(self, index: int, instruction: Instruction, access: Access, spikes: bool) -> None:
-        shape = simplified(access.shape)
-        missing = self.written[access.region].missing(access.start, shape)
-        if missing:
-            raise CStepError(
-                f"{place(index, instruction)} reads {access.field} {span(access)}, but no word before it wrote "
-                f"{missing[0]}..{missing[1]}"
-            )
-        if access.region == Region.SPIKE and spikes:
-            missing = self.spike_words.missing(access.start, shape)
-            if missing:
-                raise CStepError(
-                    f"{place(index, instruction)} reads {access.field} {span(access)}, but {missing[0]}..{missing[1]} "
-                    "has no word mask: it was not written as spikes"
-                )
-
-    def _write(self, index: int, instruction: Instruction, access: Access, spikes: bool) -> None:
-        if access.region == Region.DRAM:
-            for start, stop, what in self.protected:
-                if access.start < stop and start < access.stop:
-                    raise CStepError(
-                        f"{place(index, instruction)} writes {access.field} {span(access)} into {what} "
-                        f"DRAM[{start}..{stop - 1}]; nothing may"
-                    )
-        shape = simplified(access.shape)
-        self.written[access.region].set(access.start, shape)
-        if access.region == Region.SPIKE:
-            self.spike_words.set(access.start, shape, spikes)
-
-
-def _moves_spikes(instruction: Instruction) -> bool:
-    """Whether what an instruction does in the spike buffer are spikes, not bytes of an image or of events."""
-    if isinstance(instruction, Copy):
-        return instruction.traffic == Traffic.SPIKE
-    return not isinstance(instruction, Multiply)
-
-
-def _check_contents(program: Program, accesses: list[tuple[Access, ...]]) -> None:
-    header = program.header
-    contents = _Contents(header, len(program.memory))
-    for index, (instruction, touched) in enumerate(zip(program.code, accesses, strict=True)):
-        contents.follow(index, instruction, touched, header.machine)
-    start = header.output.address
-    stop = start + header.output.classes * LOGIT_BYTES
-    if not contents.written[Region.DRAM].bytes[start:stop].all():
-        raise CStepError(f"code: no word wrote all of the output, DRAM[{start}..{stop - 1}]")

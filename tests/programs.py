@@ -174,7 +174,7 @@ def _fitting(fields: dict[str, int]) -> dict[str, int]:
         result["traffic"], result["region"] = Traffic.WEIGHT, Region.WEIGHT
     elif fields.get("traffic") == Traffic.SPIKE:
         result["region"] = Region.SPIKE
-    elif fields.get("region") == Region.DRAM:
+    elif fields.get("region") in (Region.DRAM, Region.CHANNEL):
         result["region"] = Region.WEIGHT
     if fields.get("absent"):
         result["still"] = result["narrow"] = 0

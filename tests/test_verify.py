@@ -103,7 +103,7 @@ def test_the_small_program_passes() -> None:
         ),
         (
             with_word(15, bytes=8),
-            "code: no word wrote all of the output, DRAM[576..587]",
+            "code word 16: end: no word wrote all of the output DRAM[576..587] before it",
         ),
         (
             with_word(6, target=500),
@@ -275,4 +275,7 @@ def test_footprints_are_exact(shape: Strided, other: Strided) -> None:
 
 def test_a_program_of_marks_only_still_needs_its_output() -> None:
     code = (Layer(index=0), End())
-    refused(replace(PROGRAM, code=code, source_map=source_map(code)), "code: no word wrote all of the output, DRAM[")
+    refused(
+        replace(PROGRAM, code=code, source_map=source_map(code)),
+        "code word 1: end: no word wrote all of the output DRAM[",
+    )

@@ -81,6 +81,8 @@ class Copy(Instruction):
     def check(self) -> None:
         if self.region == Region.DRAM:
             raise CStepError(f"{self.mnemonic}: region=0 (dram); a copy goes between DRAM and a buffer")
+        if self.region == Region.CHANNEL:
+            raise CStepError(f"{self.mnemonic}: region=5 (channel); counts and masks never leave their buffer")
         if self.is_compressed and (self.region != Region.SPIKE or self.bytes % SPIKE_WORD_BYTES):
             raise CStepError(f"{self.mnemonic}: spikes move in whole words between DRAM and the spike buffer")
 

@@ -55,7 +55,7 @@ class Importer:
         self.network = Network(ModuleOp([]), dict(store_of(model.state_dict())))
         self.values: dict[fx.Node, Any] = {}
         self.where = ""
-        self._node: fx.Node | None = None
+        self.node: fx.Node | None = None
         self.module_path = ""
         self._hints: set[str] = set()
         self.called: set[str] = set()
@@ -72,7 +72,7 @@ class Importer:
         from compiler.frontend.torch_ops import handler_of
 
         for node in self.graph.nodes:
-            self._node = node
+            self.node = node
             self.where = node.meta.get("source") or "model"
             self.module_path = node.meta.get("module", "")
             if node.op == "placeholder":
@@ -195,9 +195,9 @@ class Importer:
 
     def shares_memory_with_later(self, index: int) -> bool:
         """Whether argument `index` of the current call, or a view of it, is used by a later call."""
-        assert self._node is not None
-        storage = _storage(cast(fx.Node, self._node.args[index]))
-        return storage is not None and self._last_use[storage] is not self._node
+        assert self.node is not None
+        storage = _storage(cast(fx.Node, self.node.args[index]))
+        return storage is not None and self._last_use[storage] is not self.node
 
     def make(
         self,

@@ -14,8 +14,10 @@ from compiler.frontend.levels import LevelEquation, has_levels
 from compiler.frontend.neurons import NeuronEquation, class_name, keeps_state, recognise, remembers
 from compiler.frontend.padded_norm import padded_norm
 from compiler.frontend.shapes import featured, regroup, reorder, repeat_time
+from compiler.frontend.timesteps import neuron_mask
 from compiler.ir import spike
 from compiler.ir.types import Element, shaped
+from compiler.nn import has_timesteps, unmasked
 
 REAL = Element.real()
 
@@ -143,7 +145,8 @@ def neuron(importer: Importer, x: Value, module: nn.Module, path: str) -> Value:
     if has_levels(module):
         equation = _equation(importer, module, path)
         result = x.type.with_element(REAL)
-        made = importer.make(spike.Level, x, result=result, hint=importer.hint("", path), **vars(equation))
+        mask, hint = neuron_mask(importer, x, module, path), importer.hint("", path)
+        made = importer.make(spike.Level, x, result=result, hint=hint, **vars(equation), mask=mask)
         return Value(made, x.dimensions)
     if x.type.steps is None:
         if x.dimensions[0] and feature_size(x.dimensions[0]) is not None:
@@ -154,12 +157,14 @@ def neuron(importer: Importer, x: Value, module: nn.Module, path: str) -> Value:
     equation = _equation(importer, module, path)
     emits_spikes = vars(equation)["emits"] == 1.0
     result = x.type.with_element(Element.spike() if emits_spikes else REAL)
-    made = importer.make(spike.Lif, x, result=result, hint=importer.hint("", path), **vars(equation))
+    mask, hint = neuron_mask(importer, x, module, path), importer.hint("", path)
+    made = importer.make(spike.Lif, x, result=result, hint=hint, **vars(equation), mask=mask)
     return Value(made, x.dimensions)
 
 
 def _equation(importer: Importer, module: nn.Module, path: str) -> NeuronEquation | LevelEquation:
     """The equation of a neuron; one that is like another is not probed again."""
+    module = unmasked(module) if has_timesteps(module) else module
     like = likeness(module)
     found = importer.equations.get(like) if like is not None else None
     if found is None:

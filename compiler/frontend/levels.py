@@ -6,7 +6,6 @@ without weights that nobody knows otherwise is run on probe currents, once, and 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from compiler.ir import spike
 from compiler.ir.meaning import level
 from compiler.ir.types import Element
 from compiler.ir.types import Tensor as StaticType
+from compiler.nn import TIME_SCORE, unmasked
 
 MOST_LEVELS = 256
 PROBE_STEPS, PROBE_NEURONS = 4, 512
@@ -46,10 +46,11 @@ def has_levels(module: nn.Module) -> bool:
 
 
 def _is_candidate(module: nn.Module) -> bool:
-    """A module without weights or layers of its own, other than torch's."""
+    """A module without weights (a time score is none) or layers of its own, other than torch's."""
     if type(module).__module__.startswith("torch."):
         return False
-    stated = next(module.parameters(), None) is None and next(module.buffers(), None) is None
+    weights = [name for name, _ in module.named_parameters() if name != TIME_SCORE]
+    stated = not weights and next(module.buffers(), None) is None
     parts = [part for part in module.modules() if part is not module]
     return stated and not any(type(part).__module__.startswith("torch.nn") for part in parts)
 
@@ -98,7 +99,7 @@ def _runner(module: nn.Module) -> Callable[[Tensor], Tensor | None]:
 
     def run(probe: Tensor) -> Tensor | None:
         try:
-            neuron: Any = copy.deepcopy(module).eval()
+            neuron: Any = unmasked(module).eval()
             if hasattr(neuron, "reset"):
                 neuron.reset()
             with torch.no_grad():

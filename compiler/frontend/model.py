@@ -26,6 +26,7 @@ from compiler import zoo
 from compiler.frontend import clock_driven
 from compiler.frontend.checkpoint import Checkpoint, apply_checkpoint, load_checkpoint
 from compiler.frontend.checkpoint import one_line as first_words
+from compiler.frontend.timesteps import hold_time_scores
 from isa.errors import CStepError
 
 Shape = tuple[int, ...]
@@ -69,12 +70,14 @@ def open_model(spec: str, checkpoint: Path | None) -> Model:
         module = _made(spec, place, factory)
         mean, std = _normalisation(loaded)
         if loaded is not None:
+            hold_time_scores(module, loaded.state, where)
             apply_checkpoint(module, loaded.state, (), where)
         return Model(spec, module.eval(), None, mean, std, origin)
     state, metadata = (loaded.state, loaded.metadata) if loaded is not None else (None, {})
     with torch.device("meta") if loaded is not None else nullcontext():  # weights drawn at random would be for nothing
         module, entry = zoo.build(spec, state, metadata)
     if loaded is not None:
+        hold_time_scores(module, loaded.state, where, entry.timesteps)
         apply_checkpoint(module, loaded.state, entry.dead_keys, where)
     return Model(spec, module.eval(), entry.shape, entry.mean, entry.std, origin, entry.needs_calibration)
 

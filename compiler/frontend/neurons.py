@@ -8,7 +8,6 @@ that the IR has. One that equals none of them is refused by name.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,6 +21,7 @@ from compiler.frontend.levels import LevelEquation, has_levels, recognise_levels
 from compiler.ir import spike
 from compiler.ir.meaning import lif
 from compiler.ir.types import Element, Train
+from compiler.nn import unmasked
 from isa.errors import CStepError
 
 PROBE_STEPS, PROBE_NEURONS = 12, 128
@@ -120,7 +120,7 @@ def _candidates(module: nn.Module, threshold: float, reset: str, where: str) -> 
     decays = ("multiply", "divide") if parametric else ("divide", "multiply")
     tau = _parametric_tau(module, where) if parametric else _number(module, "tau", 2.0, where)
     for charge, decay, fires in product(("lif", "lif_undecayed"), decays, ("ge", "gt")):
-        if tau > 0:
+        if 0 < tau < float("inf"):
             yield NeuronEquation(tau, threshold, charge, reset, fires, decay)
     for fires in ("ge", "gt"):
         yield NeuronEquation(1.0, threshold, "if", reset, fires)
@@ -172,7 +172,7 @@ def _tie(equation: NeuronEquation, first: Tensor, generator: torch.Generator) ->
 def _run(module: nn.Module, probe: Tensor, where: str, parts: int = 1) -> Tensor:
     """The spikes of a copy of the module, reset first and called `parts` times."""
     try:
-        neuron: Any = copy.deepcopy(module).eval()
+        neuron: Any = unmasked(module).eval()
         if hasattr(neuron, "backend"):
             neuron.backend = "torch"
         if hasattr(neuron, "reset"):

@@ -49,6 +49,8 @@ from compiler.frontend.shapes import (
     unflatten,
     unsqueeze,
 )
+from compiler.frontend.timesteps import dynamic_timesteps
+from compiler.nn import DynamicTimeSteps
 
 
 def dropout(importer: Importer, x: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
@@ -80,6 +82,7 @@ MODULES: dict[type[nn.Module], Handler] = {
     nn.Dropout: nothing,
     nn.Flatten: flatten_layer,
     nn.Identity: nothing,
+    DynamicTimeSteps: dynamic_timesteps,
 }
 
 FUNCTIONS: dict[Any, Handler] = {
@@ -155,9 +158,12 @@ def handler_of(importer: Importer, node: fx.Node) -> tuple[Handler | None, str]:
             return _of_layer(neuron, module, path), what
         if pads_norm(module):
             return _of_layer(framed_norm, module, path), what
+        if isinstance(module, DynamicTimeSteps):
+            return _of_layer(dynamic_timesteps, module, path), what
         for kind, handler in MODULES.items():
             if isinstance(module, kind):
-                require_plain(importer, kind, module, what, node)
+                if kind is not DynamicTimeSteps:
+                    require_plain(importer, kind, module, what, node)
                 return _of_layer(handler, module, path), what
         return (passed_on if passes_on(module, node) else None), what
     if node.op == "call_method":
@@ -170,7 +176,7 @@ def handler_of(importer: Importer, node: fx.Node) -> tuple[Handler | None, str]:
 def supported() -> dict[str, list[str]]:
     """What the front end knows, for `cstep check --ops`. Neurons are recognised by what they compute."""
     return {
-        "modules": sorted(f"torch.nn.{kind.__name__}" for kind in MODULES),
+        "modules": [*sorted(f"torch.nn.{kind.__name__}" for kind in MODULES), "compiler.nn.DynamicTimeSteps"],
         "neurons": ["IF", "LIF", "LIF with undecayed input", "parametric LIF", "levels without membrane"],
         "functions": sorted({getattr(f, "__name__", str(f)) for f in FUNCTIONS}),
         "methods": sorted(METHODS),

@@ -7,7 +7,6 @@ the Python line that made it, and the module it stands in.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from torch.fx.proxy import Attribute, TraceError
 from compiler.frontend.neurons import is_neuron, keeps_state, neurons_of, require_multi_step
 from compiler.frontend.padded_norm import pads_norm
 from compiler.frontend.shape_run import META, ShapeRun, ValueNeededError, lacks_values
+from compiler.nn import DynamicTimeSteps, unmasked
 from isa.errors import CStepError
 
 LARGE = 1 << 16
@@ -95,7 +95,7 @@ class ExampleTracer(fx.Tracer):
         self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_neuron(m) or keeps_state(m) or pads_norm(m):
+        if is_neuron(m) or keeps_state(m) or pads_norm(m) or isinstance(m, DynamicTimeSteps):
             return True
         if isinstance(m, nn.Sequential | nn.ModuleList):
             return False
@@ -178,7 +178,9 @@ class ExampleTracer(fx.Tracer):
             if is_neuron(module) and len(args) == 1 and not kwargs and lacks_values(args):
                 return torch.empty(args[0].shape, dtype=args[0].dtype, device=META)  # `recognise` makes sure of it
             if is_neuron(module) or keeps_state(module):
-                module = copy.deepcopy(module)  # the model's own keeps no membrane of the example
+                module = unmasked(module)  # a copy: the model's own keeps no membrane of the example
+            if isinstance(module, DynamicTimeSteps):
+                return args[0].clone()  # the importer says whether its T is the train's
             return module(*args, **kwargs)
         if kind == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)

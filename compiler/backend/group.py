@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import prod
 
 import networkx as nx
@@ -32,6 +33,7 @@ from compiler.backend.stages import (
     Stage,
     StreamStage,
     SumStage,
+    Timing,
     WeightedStage,
 )
 from compiler.ir import spike
@@ -75,8 +77,10 @@ class _Grouper:
         steps = {info.steps for info in self.values.values()}
         if len(steps) != 1:
             raise CStepError(f"the network's trains have T = {sorted(steps)}; one T is supported")
-        ordered = _in_dependence_order(self.stages)
-        return Plan(ordered, self.values, self.image, self.image_value, steps.pop(), self.aliases)
+        timesteps = steps.pop()
+        timing = Timing(timesteps, timesteps, timesteps)
+        ordered = [replace(stage, timing=timing) for stage in _in_dependence_order(self.stages)]
+        return Plan(ordered, self.values, self.image, self.image_value, timesteps, self.aliases)
 
     def _alias(self, value: SSAValue) -> SSAValue:
         while value in self.aliases:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
+from compiler.backend.calls import Call, calls_of, segments
 from compiler.backend.emitter import Emitter
 from compiler.backend.group import plan_stages
 from compiler.backend.lower_attention import lower_attention, spread_where_needed
@@ -46,44 +47,28 @@ from isa.word import Region
 SCHEDULES = ("layers", "windows")
 
 
-@dataclass(frozen=True)
-class Call:
-    """The timesteps that a stage computes in one go: windows of (first timestep, timesteps)."""
-
-    windows: tuple[tuple[int, int], ...]
-    timesteps: int
-    """Timesteps of the whole network."""
-
-    @property
-    def first(self) -> int:
-        return self.windows[0][0]
-
-    @property
-    def steps(self) -> int:
-        return sum(steps for _, steps in self.windows)
-
-    @property
-    def is_first(self) -> bool:
-        return self.first == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.first + self.steps == self.timesteps
-
-
 class Lowering:
     """What the stages' lowerings share: the machine, where trains lie in DRAM, and the emitter."""
 
-    def __init__(self, plan: Plan, machine: Machine, emit: Emitter, spills: bool) -> None:
-        self.plan, self.machine, self.emit, self.spills = plan, machine, emit, spills
+    def __init__(self, plan: Plan, machine: Machine, emit: Emitter, schedule: str) -> None:
+        self.plan, self.machine, self.emit = plan, machine, emit
         self._dram: dict[SSAValue, SSAValue] = {}
         self._state: dict[str, SSAValue] = {}
         self._tilings: dict[Demand, Tiling] = {}
         self.window = min(machine.window, plan.timesteps)
         """Timesteps of a window."""
-        self.longest = min(machine.window, plan.timesteps) if spills else plan.timesteps
-        """Timesteps of the longest call; tilings are chosen for it and hold for all calls."""
-        self.calls = -(-plan.timesteps // machine.window) if spills else 1
+        self.segments = segments(plan.timesteps, self.window, schedule)
+        """What all stages compute before any goes on."""
+        self.calls = {stage.label: calls_of(stage.timing, self.segments, self.window) for stage in plan.stages}
+        """By label of a stage, in each segment: its calls."""
+
+    def calls_of(self, stage: Stage) -> list[Call]:
+        """All calls of a stage; tilings are chosen for the longest and hold for all."""
+        return [call for calls in self.calls[stage.label] for call in calls]
+
+    def longest(self, stage: Stage) -> int:
+        """Timesteps of the longest call."""
+        return max(call.steps for call in self.calls_of(stage))
 
     def dram_of(self, value: SSAValue) -> SSAValue:
         """The DRAM buffer of a train or stream."""
@@ -151,8 +136,7 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     lowered = network.with_module(ModuleOp([]))
     lowered.target = machine
     emit = Emitter(lowered)
-    spills = schedule == "windows" and plan.timesteps > machine.window
-    lowering = Lowering(plan, machine, emit, spills)
+    lowering = Lowering(plan, machine, emit, schedule)
     spread_where_needed(lowering)
     image = emit.buffer(Region.DRAM, plan.image.bytes, "input")
     lowering.place(plan.image_value, image)
@@ -172,19 +156,12 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     classes = len(head.bias)
     logits = emit.buffer(Region.DRAM, 4 * classes, "logits")
     emit.append(OutputOp.make(logits, classes=classes, scale=head.scale))
-    for call in calls(plan.timesteps, machine.window, spills):
+    for segment in range(len(lowering.segments)):
         for stage in plan.stages:
-            _lower_stage(lowering, stage, call, share, logits)
+            for call in lowering.calls[stage.label][segment]:
+                _lower_stage(lowering, stage, call, share, logits)
     emit.append(OPS[End].of({}))
     return lowered
-
-
-def calls(timesteps: int, window: int, spills: bool) -> list[Call]:
-    """One call over all windows, or one call a window."""
-    windows = tuple((first, min(window, timesteps - first)) for first in range(0, timesteps, window))
-    if not spills:
-        return [Call(windows, timesteps)]
-    return [Call((each,), timesteps) for each in windows]
 
 
 def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logits: SSAValue) -> None:

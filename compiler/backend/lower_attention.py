@@ -18,7 +18,8 @@ from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, Attend, Load, 
 from isa.word import Region
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 def attention_tiling(lowering: Lowering, stage: AttentionStage) -> AttentionTiling:

@@ -18,7 +18,8 @@ from isa.instructions import CONSTANT_BYTES, SPIKE_WORD_BYTES, Load, words_of
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 Span = tuple[int, int]
 """First and count."""
@@ -54,7 +55,7 @@ class EndTile(ABC):
         self, lowering: Lowering, stage: EndedStage, part: Part, call: Call, tile: Tile, narrow: bool = False
     ) -> None:
         assert stage.result is not None
-        self.lowering, self.emit, self.part = lowering, lowering.emit, part
+        self.lowering, self.emit, self.stage, self.part = lowering, lowering.emit, stage, part
         self.call, self.tile, self.narrow = call, tile, narrow
         self.label, self.result = stage.label, stage.result
         self.addend = stage.addend
@@ -115,12 +116,13 @@ def end_demand(lowering: Lowering, stage: EndedStage) -> EndDemand:
     """What the end of a stage takes up, for the longest call."""
     assert stage.result is not None
     made = lowering.plan.info(stage.result)
+    has_membrane = isinstance(stage.end, Neurons) and stage.end.has_membrane
     return EndDemand(
         planes=made.planes if isinstance(made, TrainInfo) else 0,
         adds=stage.addend is not None,
-        has_membrane=isinstance(stage.end, Neurons) and stage.end.has_membrane,
-        spill=lowering.spills,
-        steps=lowering.longest,
+        has_membrane=has_membrane,
+        spill=has_membrane and len(lowering.calls_of(stage)) > 1,
+        steps=lowering.longest(stage),
         window=lowering.window,
         copies=_end_copies(lowering, stage),
     )
@@ -129,11 +131,12 @@ def end_demand(lowering: Lowering, stage: EndedStage) -> EndDemand:
 def _end_copies(lowering: Lowering, stage: EndedStage) -> int:
     """Copies of a tile over all calls: trains call by call, streams window by window."""
     moved = [lowering.plan.info(value) for value in (stage.result, stage.addend) if value is not None]
+    calls = lowering.calls_of(stage)
     if isinstance(stage.end, Rescaling):
-        return len(moved) * -(-lowering.plan.timesteps // lowering.window)
-    planes = [1 if lowering.calls == 1 else info.planes for info in moved if isinstance(info, TrainInfo)]
-    spilled = 2 * (lowering.calls - 1) if stage.end.has_membrane and lowering.spills else 0
-    return lowering.calls * sum(planes) + spilled
+        return len(moved) * sum(len(call.windows) for call in calls)
+    planes = [1 if len(calls) == 1 else info.planes for info in moved if isinstance(info, TrainInfo)]
+    spilled = 2 * (len(calls) - 1) if stage.end.has_membrane else 0
+    return len(calls) * sum(planes) + spilled
 
 
 def step_bytes(pixels: int, channels: int) -> int:

@@ -15,7 +15,8 @@ from isa.instructions import SPIKE_WORD_BYTES, SPIKES_PER_WORD, Add, Dilate, Loa
 from isa.word import Region
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 REACH = 1
 """Neighbours to which `spike.dilate` spreads a spike, on each side."""

@@ -18,13 +18,14 @@ from isa.instructions import ACCUMULATOR_BYTES, Classify, Load, Store
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 def lower_head(lowering: Lowering, stage: HeadStage, call: Call, logits: SSAValue) -> None:
     """Sum the features over tokens and windows; after the last window, classify."""
     features = [_sum_part(lowering, stage, part, call) for part in range(len(stage.parts))]
-    if call.is_last:
+    if call.stop == stage.timing.steps:
         _classify(lowering, stage, features, logits)
 
 
@@ -61,7 +62,7 @@ def _sum_part(lowering: Lowering, stage: HeadStage, index: int, call: Call) -> S
         for pixels in spans(info.pixels, tile)
     ]
     emit.pipeline(steps)
-    if not call.is_last:
+    if call.stop < stage.timing.steps:
         move(Store)
     return features
 

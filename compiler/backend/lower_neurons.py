@@ -14,7 +14,8 @@ from isa.instructions import MEMBRANE_BYTES, SPIKE_WORD_BYTES, Fire, Load, Store
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 class NeuronTile(EndTile):
@@ -40,7 +41,7 @@ class NeuronTile(EndTile):
             size = tile.pixels[1] * tile.channels[1] * MEMBRANE_BYTES
             self.membranes = emit.buffer(Region.OUTPUT, size, f"{name}.membranes")
         constants = super().prepare(step, constants)
-        if self.membranes is not None and self.lowering.spills and not self.call.is_first:
+        if self.membranes is not None and not self.call.is_first:
             step.loads.append(lambda: self._move_membranes(Load))
         self.residual: SSAValue | None = None
         if self.residual_info is not None and self.addend is not None:
@@ -55,7 +56,7 @@ class NeuronTile(EndTile):
     def conclude(self, step: Step) -> None:
         """Store the spikes, and the membranes where another call goes on from them."""
         step.stores.append(lambda: self._move_train(Store, self.info, self.result, self.spikes))
-        if self.membranes is not None and self.lowering.spills and not self.call.is_last:
+        if self.membranes is not None and self.call.stop < self.stage.timing.ends:
             step.stores.append(lambda: self._move_membranes(Store))
 
     def _move_train(self, kind: type[Load] | type[Store], info: TrainInfo, value: SSAValue, buffer: SSAValue) -> None:

@@ -13,7 +13,8 @@ from isa.instructions import SPIKE_WORD_BYTES, SPIKES_PER_WORD, Load, Pool, Pool
 from isa.word import Region
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 def lower_pool(lowering: Lowering, stage: PoolStage, call: Call) -> None:

@@ -14,7 +14,8 @@ from isa.instructions import CONSTANT_BYTES, STREAM_BYTES, Load, Rescale, Store
 from isa.word import Region
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 class StreamTile(EndTile):

@@ -25,7 +25,8 @@ from isa.instructions import (
 from isa.word import Region
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 def lower_sum(lowering: Lowering, stage: SumStage, call: Call) -> None:

@@ -27,7 +27,8 @@ from isa.instructions import (
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
-    from compiler.backend.lower import Call, Lowering
+    from compiler.backend.calls import Call
+    from compiler.backend.lower import Lowering
 
 
 def lower_weighted(lowering: Lowering, stage: WeightedStage, call: Call, share: bool) -> None:
@@ -74,16 +75,17 @@ class _Weighted:
         lowering, stage = self.lowering, self.stage
         assert stage.result is not None
         made = self.plan.info(stage.result)
+        calls = len(lowering.calls_of(stage))
         demand = Demand(
             geometry=stage.geometry,
             inputs=self.inputs,
             outputs=self.outputs,
             is_depthwise=self.is_depthwise,
             planes=self.planes,
-            input_steps=1 if self.is_still else lowering.longest,
+            input_steps=1 if self.is_still else lowering.longest(stage),
             end=end_demand(lowering, stage),
-            calls=lowering.calls,
-            total_steps=lowering.calls if self.is_still else self.plan.timesteps,
+            calls=calls,
+            total_steps=calls if self.is_still else self.plan.timesteps,
             timesteps=1 if self.is_still else self.plan.timesteps,
             run=made.run if isinstance(made, TrainInfo) else 0,
             input_run=self.input.run if isinstance(self.input, TrainInfo) else 0,

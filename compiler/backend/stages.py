@@ -93,6 +93,24 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """At which timesteps a stage computes what."""
+
+    steps: int = 1
+    """Timesteps of its result in DRAM."""
+    sums: int = 1
+    """Timesteps at which it computes sums of its inputs; behind them they are 0, and currents are biases alone."""
+    ends: int = 1
+    """Timesteps at which its currents become spikes or values; behind them, only what is added to them goes on."""
+    is_still: bool = False
+    """Its sums are the same at every timestep: they are made once, ahead, for all its timesteps."""
+    cuts: tuple[int, ...] = ()
+    """Timesteps at which a window begins, because something is different from there on."""
+    breaks: tuple[int, ...] = ()
+    """Timesteps at which a call begins: every tile ends what is before them first."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """Base of the stages: the layer it is in reports, and what it reads and makes."""
 
@@ -100,6 +118,7 @@ class Stage:
     source: str
     inputs: tuple[SSAValue, ...]
     result: SSAValue | None
+    timing: Timing = field(default=Timing(), kw_only=True)
 
     @property
     def reads(self) -> tuple[SSAValue, ...]:

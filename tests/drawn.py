@@ -13,9 +13,12 @@ from isa.instructions import (
     Add,
     Attend,
     Classify,
+    CountSpikes,
+    Decide,
     Depthwise,
     Dilate,
     Fire,
+    Guard,
     Load,
     Mask,
     Multiply,
@@ -29,7 +32,7 @@ from isa.instructions import (
     words_of,
 )
 from isa.machine import load_machine
-from isa.word import Charge, Instruction, Region, Traffic, Unit
+from isa.word import Charge, Criterion, Instruction, Region, Traffic, Unit
 from runtime.decoded import region_bytes
 
 MEMORY_BYTES = 1500
@@ -39,6 +42,11 @@ PLANES = st.sampled_from([1, 1, 2, 3])
 CHANNELS = st.sampled_from([1, 5, 7, 16, 17, 20, 32, 33, 40, 64, 65, 70, 80, 130])
 SPIKES_AT, RESULT_AT, VALUES_AT = 200, 20000, 12000
 MEMBRANES_AT = 60000
+COUNTS_AT = 8192
+MASK = st.integers(0, 2000).map(lambda word: 2 * word)
+COUNTS = st.integers(0, 2000).map(lambda count: COUNTS_AT + 2 * count)
+"""Channel masks lie in the channel buffer's first half, counts in its second (see emulated.py)."""
+RARELY = st.sampled_from([0, 0, 0, 1])
 
 
 @st.composite
@@ -205,7 +213,14 @@ def fires(draw: st.DrawFn) -> Fire:
     outputs, pixels, steps = draw(CHANNELS), draw(st.integers(1, 9)), draw(st.integers(1, 3))
     pixel_stride = 2 * words_of(outputs) + draw(st.sampled_from([0, 0, 4]))
     step_stride = pixel_stride * pixels + draw(st.sampled_from([0, 2]))
+    flags = {name: draw(FLAG) for name in ("start", "soft", "ties_even", "counted", "masked")}
+    flags |= {name: draw(RARELY) for name in ("narrow", "still", "absent", "mute")}
+    flags |= {"narrow": 0, "still": 0} if flags["absent"] else {}
     return Fire(
+        **flags,
+        counts_fresh=draw(FLAG) & flags["counted"],
+        counts_at=draw(COUNTS),
+        mask=draw(MASK),
         accumulators=0,
         constants=4 * draw(st.integers(0, 9)),
         membranes=MEMBRANES_AT,
@@ -221,14 +236,47 @@ def fires(draw: st.DrawFn) -> Fire:
         charge=draw(st.sampled_from(Charge)),
         multiplier=draw(st.sampled_from([0, 1, 1, 3, 65535])),
         divisor=draw(st.sampled_from([0, 1, 1, 4, 31])),
-        start=draw(FLAG),
-        soft=draw(FLAG),
         levels=levels,
-        ties_even=draw(FLAG),
-        narrow=draw(FLAG),
         plane_stride=step_stride * steps + draw(st.sampled_from([0, 2])),
         step_stride=step_stride,
         pixel_stride=pixel_stride,
+    )
+
+
+@st.composite
+def counts_of_spikes(draw: st.DrawFn) -> CountSpikes:
+    inputs, tokens, steps = draw(CHANNELS), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    pixel_stride = 2 * words_of(inputs) + draw(st.sampled_from([0, 2]))
+    return CountSpikes(
+        spikes=2 * draw(st.integers(0, 50)),
+        counts_at=draw(COUNTS),
+        planes=draw(PLANES),
+        steps=steps,
+        tokens=tokens,
+        inputs=inputs,
+        plane_stride=pixel_stride * tokens * steps,
+        step_stride=pixel_stride * tokens,
+        pixel_stride=pixel_stride,
+        fresh=draw(FLAG),
+    )
+
+
+@st.composite
+def guards(draw: st.DrawFn) -> Guard:
+    threshold = draw(st.sampled_from([0, 1, 3, 5, 60000, 65535]))
+    return Guard(counts_at=draw(COUNTS), mask=draw(MASK), channels=draw(CHANNELS), threshold=threshold)
+
+
+@st.composite
+def decides(draw: st.DrawFn) -> Decide:
+    """Logits of random sizes; thresholds of all magnitudes."""
+    return Decide(
+        logits=4 * draw(st.integers(0, 200)),
+        outputs=draw(st.integers(2, 20) | st.sampled_from([1000, 4095])),
+        criterion=draw(st.sampled_from(Criterion)),
+        multiplier=draw(st.sampled_from([0, 1, 300, 65535])),
+        divisor=draw(st.sampled_from([0, 3, 20, 63])),
+        threshold=draw(st.integers(0, 47).map(lambda bits: 1 << bits) | st.integers(0, 1 << 15)),
     )
 
 
@@ -337,8 +385,11 @@ def copies(draw: st.DrawFn) -> Load | Store:
 UNITS: dict[Unit, st.SearchStrategy[Instruction]] = {
     Unit.DMA: copies(),
     Unit.PE: accumulates() | depthwise(),
-    Unit.NEURON: st.one_of(fires(), adds(), rescales(), masks(), pools(), pools_of_values(), dilations()),
-    Unit.SFU: st.one_of(multiplies(), attends(), sums(), sums_of_heads(), sums_of_values(), classifies()),
+    Unit.NEURON: st.one_of(
+        st.one_of(fires(), counts_of_spikes(), guards()),
+        st.one_of(adds(), rescales(), masks(), pools(), pools_of_values(), dilations()),
+    ),
+    Unit.SFU: st.one_of(multiplies(), attends(), sums(), sums_of_heads(), sums_of_values(), classifies(), decides()),
 }
 ANY = st.one_of(*UNITS.values())
 """Any instruction that changes the machine's memories."""

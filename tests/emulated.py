@@ -33,9 +33,13 @@ def program_of(code: list[Instruction], machine: Machine) -> Program:
 
 
 def random_state(program: Program, seed: int, density: float) -> State:
-    """All memories random: accumulators and constants of moderate size, spikes of some density with empty words."""
+    """All memories random: accumulators and constants of moderate size, spikes of some density with empty words.
+
+    The channel buffer's first half is for masks, with words and longer stretches that are silent or live as a whole;
+    its second for counts, small ones and some next to the largest.
+    """
     random, state = np.random.default_rng(seed), State.of(program)
-    for region in (state.private, state.weight, state.output, state.constant):
+    for region in (state.private, state.weight, state.output, state.constant, state.channel):
         region[:] = random.integers(0, 256, len(region))
     state.output.view("<i4")[:] >>= random.choice([6, 12, 20])
     state.constant.view("<i4")[:] >>= random.choice([4, 14, 24])
@@ -43,6 +47,12 @@ def random_state(program: Program, seed: int, density: float) -> State:
     words = np.packbits(bits, axis=1).reshape(-1).view("<u2")
     words[random.random(len(words)) < 0.3] = 0
     state.spike[:] = words.view(np.uint8)
+    masks, counts = np.split(state.channel.view("<u2"), 2)
+    for size in (1, 7):
+        blocks = masks[: len(masks) // size * size].reshape(-1, size)
+        blocks[random.random(len(blocks)) < 0.25] = 0
+        blocks[random.random(len(blocks)) < 0.1] = 0xFFFF
+    counts[random.random(len(counts)) < 0.8] >>= 13
     mask = np.packbits(words != 0, bitorder="little")
     state.mask[: len(mask)] = mask
     return state

@@ -129,7 +129,7 @@ def counts_by_hand(each: Accumulate, spikes: NDArray[np.uint8], share: bool, mac
             key = (round_number, 0)
             cycles[key] = max(cycles.get(key, 0), busy)
     fetched = bits - common if share else bits
-    return {
+    return dict.fromkeys(RECORD._asdict(), 0) | {
         "work": sum(cycles.values()),
         "sop_bit": bits * each.outputs,
         "sop_value": (bits * each.outputs) << each.plane,
@@ -139,8 +139,6 @@ def counts_by_hand(each: Accumulate, spikes: NDArray[np.uint8], share: bool, mac
         "words_skipped": words - read,
         "weight_buffer_bytes": fetched * each.outputs,
         "spike_buffer_bytes": 2 * read,
-        "dram_spike_bytes": 0,
-        "dram_mask_bytes": 0,
     }
 
 

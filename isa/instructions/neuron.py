@@ -54,7 +54,8 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     accumulators are int16, a tile of a fixed-point stream [step][pixel][output]. `levels` has no residual; its
     value 0..D is the result's.
     `still`: accumulators of one step, the same at every step. `absent`: no accumulators are read, x = bias[c] (a layer
-    whose input is all zero). `mute`: the neurons are updated, but s counts as 0 (a timestep mask with holes).
+    whose input is all zero). `mute`: neurons are updated and reset as ever, but emit 0, and 0 is counted (a timestep
+    mask with holes).
     Guards: with `counted` counts[c] = min(counts[c] + s summed over steps and pixels, 65535), uint16, in the channel
     buffer; `counts_fresh` starts from zero. With `masked` channels whose bit of `mask` is 0 are left out: s = 0, their
     membranes stay as they were (0 with `start`), and neuron lanes' groups of which none is left take no cycles.

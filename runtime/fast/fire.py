@@ -6,9 +6,11 @@ from typing import Any
 
 from numba import njit
 
+from isa.instructions import CONSTANT_BYTES, MEMBRANE_BYTES
 from isa.word import Charge
+from runtime.fast.channels import live_channels, live_groups, mask_bits, put_counts
 from runtime.fast.dma import refresh_pixels
-from runtime.fast.held import forget
+from runtime.fast.held import forget, forget_masked
 from runtime.fast.places import FIRE
 from runtime.fast.scalar import load_u16, store_16
 from runtime.fast.vector import (
@@ -21,6 +23,7 @@ from runtime.fast.vector import (
     vector_splat,
     vector_widen,
 )
+from runtime.record import RECORD
 
 NONE, LIF, UNDECAYED = int(Charge.NONE), int(Charge.LIF), int(Charge.LIF_UNDECAYED)
 LANES = 16
@@ -34,8 +37,11 @@ def _fire_lanes(bits: int) -> Any:
     widen, splat = vector_widen(bits), vector_splat(LANES, bits)
 
     @njit
-    def fire_lanes(row, memories, first, lanes):
-        """Channels first .. first + lanes - 1 of all pixels and steps; `lanes` is at most 16."""
+    def fire_lanes(row, memories, scratch, first, lanes):
+        """Channels first .. first + lanes - 1 of all pixels and steps; `lanes` is at most 16.
+
+        `keep`: the lanes that exist; `live`: those that no channel mask leaves out; `heard`: those whose spikes count.
+        """
         outputs, pixels, steps = row[FIRE.outputs], row[FIRE.pixels], row[FIRE.steps]
         constants = memories.constant + row[FIRE.constants] + 4 * first
         bias, threshold = widen(_load_32s(constants)), widen(_load_32s(constants + 4 * outputs))
@@ -50,9 +56,14 @@ def _fire_lanes(bits: int) -> Any:
         planes, residual_planes, plane_stride = row[FIRE.planes], row[FIRE.residual_planes], row[FIRE.plane_stride]
         step_stride, pixel_stride = row[FIRE.step_stride], row[FIRE.pixel_stride]
         levels, ties_even, narrow = row[FIRE.levels], row[FIRE.ties_even], row[FIRE.narrow]
+        counted, counts, one = row[FIRE.counted], _splat_32(0), _splat_32(1)
+        live = keep & mask_bits(memories.channel + row[FIRE.mask], first, LANES) if row[FIRE.masked] else keep
+        heard = 0 if row[FIRE.mute] else live
         size = 2 if narrow else 4
-        step_sums, pixel_offset = size * pixels * outputs, first >> 3
-        pixel_sums = memories.output + row[FIRE.accumulators] + size * first
+        step_sums, pixel_offset = 0 if row[FIRE.still] else size * pixels * outputs, first >> 3
+        pixel_sums, pixel_stride_of_sums = memories.output + row[FIRE.accumulators] + size * first, size * outputs
+        if row[FIRE.absent]:
+            pixel_sums, pixel_stride_of_sums, step_sums = scratch.zeros, 0, 0
         for _ in range(pixels):
             v = zero if start else widen(_load_16s(membranes))
             sums, offset = pixel_sums, pixel_offset
@@ -69,28 +80,43 @@ def _fire_lanes(bits: int) -> Any:
                     h = v + x
                 if levels:
                     spikes, reduced = put_levels(
-                        h, threshold, result + offset, plane_stride, planes, levels, ties_even, keep
+                        h, threshold, result + offset, plane_stride, planes, levels, ties_even, heard
                     )
                     v = reduced if soft else choose(spikes, zero, h)
+                    if counted:
+                        counts += levels_at(result + offset, plane_stride, planes)
                 else:
                     spikes = at_least(h, threshold)
                     v = choose(spikes, h - threshold if soft else zero, h)
+                    spikes &= heard
                     if planes == 1 and residual_planes == 0:
-                        store_16(result + offset, spikes & keep)
+                        store_16(result + offset, spikes)
                     else:
-                        added = spikes & keep
-                        emit(result + offset, residual + offset, planes, residual_planes, plane_stride, added, keep)
+                        emit(result + offset, residual + offset, planes, residual_planes, plane_stride, spikes, keep)
+                    if counted:
+                        counts += choose(spikes, one, _splat_32(0))
                 v = choose(at_least(v, lowest), v, lowest)
                 v = choose(at_least(highest, v), v, highest)
                 sums += step_sums
                 offset += step_stride
             if keeps:
-                store_lanes(membranes, _narrow(v), keep)
+                store_lanes(membranes, _narrow(choose(live, v, zero)), keep if start else live)
             membranes += 2 * outputs
-            pixel_sums += size * outputs
+            pixel_sums += pixel_stride_of_sums
             pixel_offset += pixel_stride
+        if counted:
+            put_counts(memories.channel + row[FIRE.counts_at] + 2 * first, counts, row[FIRE.counts_fresh] != 0, keep)
 
     return fire_lanes
+
+
+@njit
+def levels_at(result, plane_stride, planes):
+    """Sixteen levels, as they were written."""
+    total, none = _splat_32(0), _splat_32(0)
+    for plane in range(planes):
+        total += choose(load_u16(result + plane * plane_stride), _splat_32(1 << plane), none)
+    return total
 
 
 @njit
@@ -152,8 +178,9 @@ def fits_32_bits(row, memories):
     """Whether no step of the neurons' arithmetic can leave 32 bits, seen from the accumulators as they are."""
     outputs, half = row[FIRE.outputs], 1 << row[FIRE.divisor] >> 1
     sums = 1 << 15
-    if not row[FIRE.narrow]:
-        sums = magnitude(memories.output + row[FIRE.accumulators], row[FIRE.steps] * row[FIRE.pixels] * outputs)
+    if not row[FIRE.narrow] and not row[FIRE.absent]:
+        steps = 1 if row[FIRE.still] else row[FIRE.steps]
+        sums = magnitude(memories.output + row[FIRE.accumulators], steps * row[FIRE.pixels] * outputs)
     sums += 1 << row[FIRE.drop]
     current = (((sums >> row[FIRE.drop]) + 1) << row[FIRE.shift]) + magnitude(
         memories.constant + row[FIRE.constants], outputs
@@ -169,19 +196,37 @@ def fits_32_bits(row, memories):
 
 
 @njit
-def fire(row, memories, scratch):
-    """All neurons of a Fire."""
+def count_masked(row, memories, sizes, record):
+    """Work, and the accumulators, membranes and constants of the channels left."""
+    mask, outputs = memories.channel + row[FIRE.mask], row[FIRE.outputs]
+    live = live_channels(mask, outputs)
+    neurons, size = row[FIRE.pixels] * live, 2 if row[FIRE.narrow] else 4
+    membranes = neurons * MEMBRANE_BYTES * (1 if row[FIRE.start] else 2) if row[FIRE.charge] != NONE else 0
+    accumulators = 0 if row[FIRE.absent] else row[FIRE.steps] * neurons * size
+    record[RECORD.work] = row[FIRE.steps] * row[FIRE.pixels] * live_groups(mask, outputs, sizes.neuron_lanes)
+    record[RECORD.neuron_updates] = row[FIRE.steps] * neurons
+    record[RECORD.output_buffer_bytes] = accumulators + membranes
+    record[RECORD.constant_buffer_bytes] = live * CONSTANT_BYTES
+
+
+@njit
+def fire(row, memories, scratch, sizes, record):
+    """All neurons of a Fire, and what a channel mask leaves of its counts."""
     outputs = row[FIRE.outputs]
     fits = fits_32_bits(row, memories)
     size = 2 * ((outputs + 15) >> 4)
     last = (row[FIRE.planes] - 1) * row[FIRE.plane_stride] + (row[FIRE.steps] - 1) * row[FIRE.step_stride]
     last += (row[FIRE.pixels] - 1) * row[FIRE.pixel_stride]
     forget(scratch.held, row[FIRE.result], last + size)
+    if row[FIRE.masked]:
+        count_masked(row, memories, sizes, record)
+    if row[FIRE.counted]:
+        forget_masked(scratch.held)
     for first in range(0, outputs, LANES):
         if fits:
-            _fire_32(row, memories, first, min(outputs - first, LANES))
+            _fire_32(row, memories, scratch, first, min(outputs - first, LANES))
         else:
-            _fire_64(row, memories, first, min(outputs - first, LANES))
+            _fire_64(row, memories, scratch, first, min(outputs - first, LANES))
     for plane in range(row[FIRE.planes]):
         for step in range(row[FIRE.steps]):
             place = row[FIRE.result] + plane * row[FIRE.plane_stride] + step * row[FIRE.step_stride]

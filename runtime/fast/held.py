@@ -1,8 +1,9 @@
 """Event lists and counts kept from one Accumulate to the next.
 
 The output tiles of a layer read the same spikes. An Accumulate that looks at the same window of the same addresses as
-an earlier one, with nothing written there since, finds the same bits set, so it takes that one's lists and counts.
-Every instruction that writes the spike buffer forgets what it overlaps.
+an earlier one, through the same channel mask, with nothing written there since, finds the same bits set, so it takes
+that one's lists and counts. Every instruction that writes the spike buffer forgets what it overlaps; one that writes
+the channel buffer forgets all that was masked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _HEADER = {header.name for header in fields(Instruction)}
 KEY = (
     *(getattr(ACCUMULATE, field.name) for field in fields(Window) if field.name not in _HEADER),
     ACCUMULATE.spikes,
+    ACCUMULATE.masks_rows,
+    ACCUMULATE.row_mask,
 )
 """Columns of an Accumulate that say which spikes it sees, and how they pair."""
 
@@ -35,6 +38,8 @@ class Held(NamedTuple):
     stop: int
     """Bytes first .. stop - 1 of the spike buffer are what the lists were made of."""
     share: int
+    masked: int
+    """Whether a channel mask was applied to the bits."""
     listed: int
     """Whether the events are listed, not only counted."""
     bits: int
@@ -78,7 +83,7 @@ def take(row, share, held):
         place += 1
     pixels = row[ACCUMULATE.input_rows] * row[ACCUMULATE.input_columns]
     last = (row[ACCUMULATE.steps] - 1) * row[ACCUMULATE.step_stride] + (pixels - 1) * row[ACCUMULATE.pixel_stride]
-    held[slot, HELD.valid], held[slot, HELD.share] = 1, share
+    held[slot, HELD.valid], held[slot, HELD.share], held[slot, HELD.masked] = 1, share, row[ACCUMULATE.masks_rows]
     held[slot, HELD.first] = row[ACCUMULATE.spikes]
     held[slot, HELD.stop] = row[ACCUMULATE.spikes] + last + 2 * ((row[ACCUMULATE.inputs] + 15) >> 4)
     return slot
@@ -89,6 +94,14 @@ def forget(held, first, size):
     """Bytes first .. first + size - 1 of the spike buffer are being written."""
     for slot in range(SLOTS):
         if held[slot, HELD.first] < first + size and first < held[slot, HELD.stop]:
+            held[slot, HELD.valid] = 0
+
+
+@njit
+def forget_masked(held):
+    """Channel masks or counts are being written."""
+    for slot in range(SLOTS):
+        if held[slot, HELD.masked] != 0:
             held[slot, HELD.valid] = 0
 
 

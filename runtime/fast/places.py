@@ -12,9 +12,12 @@ from isa.instructions import (
     Add,
     Attend,
     Classify,
+    CountSpikes,
+    Decide,
     Depthwise,
     Dilate,
     Fire,
+    Guard,
     Load,
     Mask,
     Multiply,
@@ -35,6 +38,7 @@ ATTEND, SUM, CLASSIFY = columns(Attend), columns(Sum), columns(Classify)
 SUM_HEADS, SUM_VALUES = columns(SumHeads), columns(SumValues)
 FIRE, ADD, RESCALE, MASK = columns(Fire), columns(Add), columns(Rescale), columns(Mask)
 POOL, POOL_VALUES, DILATE = columns(Pool), columns(PoolValues), columns(Dilate)
+COUNT_SPIKES, GUARD, DECIDE = columns(CountSpikes), columns(Guard), columns(Decide)
 """The columns of `Decoded.code` by field name, one name an instruction."""
 WINDOW = columns(Window)
 """Those that every instruction with a window has, in the same places."""
@@ -100,3 +104,5 @@ class Sizes(NamedTuple):
     port: int
     """Index into PORTS."""
     burst_bytes: int
+    lanes: int
+    neuron_lanes: int

@@ -11,16 +11,20 @@ from numba import njit
 from numpy.typing import NDArray
 
 import isa.instructions
+import isa.logarithms
 import isa.word
 from isa.instructions import (
     Accumulate,
     Add,
     Attend,
     Classify,
+    CountSpikes,
+    Decide,
     Depthwise,
     Dilate,
     Exit,
     Fire,
+    Guard,
     Load,
     Mask,
     Multiply,
@@ -33,8 +37,9 @@ from isa.instructions import (
     SumValues,
 )
 from runtime.decoded import PORTS, SPARE_LANES, Decoded
-from runtime.fast import dma, elementwise, pe, pool, sfu
+from runtime.fast import channels, dma, elementwise, pe, pool, sfu
 from runtime.fast.accumulate import accumulate
+from runtime.fast.decide import decide
 from runtime.fast.depthwise import depthwise
 from runtime.fast.fire import fire
 from runtime.fast.held import COLUMNS, SLOTS, forget_all
@@ -48,6 +53,7 @@ ACCUMULATE, DEPTHWISE, MULTIPLY = Accumulate.opcode, Depthwise.opcode, Multiply.
 ATTEND, SUM, SUM_HEADS, SUM_VALUES = Attend.opcode, Sum.opcode, SumHeads.opcode, SumValues.opcode
 CLASSIFY, FIRE, ADD, RESCALE, MASK = Classify.opcode, Fire.opcode, Add.opcode, Rescale.opcode, Mask.opcode
 POOL, POOL_VALUES, DILATE, EXIT = Pool.opcode, PoolValues.opcode, Dilate.opcode, Exit.opcode
+COUNT_SPIKES, GUARD, DECIDE = CountSpikes.opcode, Guard.opcode, Decide.opcode
 
 
 def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
@@ -68,7 +74,7 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
                 accumulate(code, index, together, memories, scratch, sizes, share, record)
                 done = index + together
             elif opcode == FIRE:
-                fire(row, memories, scratch)
+                fire(row, memories, scratch, sizes, record[index])
             elif opcode == MULTIPLY:
                 pe.multiply(row, memories, scratch)
             elif opcode == ATTEND:
@@ -95,6 +101,12 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
                 pool.pool_values(row, memories)
             elif opcode == DILATE:
                 pool.dilate(row, memories, scratch)
+            elif opcode == COUNT_SPIKES:
+                channels.count_spikes(row, memories, scratch)
+            elif opcode == GUARD:
+                channels.guard(row, memories, scratch)
+            elif opcode == DECIDE:
+                decide(row, memories)
             elif opcode == EXIT and load_u8(memories.flags) != 0:
                 return index + 1, sources
         return stop, sources
@@ -108,6 +120,7 @@ def _fingerprint() -> int:
         *Path(__file__).parent.glob("*.py"),
         *Path(isa.instructions.__file__).parent.glob("*.py"),
         Path(isa.word.__file__),
+        Path(isa.logarithms.__file__),
     ]
     files += [Path(__file__).parent.parent / name for name in ("record.py", "decoded.py")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
@@ -156,7 +169,8 @@ def walk(
     A taken exit ends the walk. Returns the number of the instruction behind the last one that ran.
     """
     machine = program.machine
-    sizes = Sizes(machine.pairs, machine.window, PORTS.index(machine.weight_port), machine.burst_bytes)
+    port = PORTS.index(machine.weight_port)
+    sizes = Sizes(machine.pairs, machine.window, port, machine.burst_bytes, machine.lanes, machine.neuron_lanes)
     regions = {name: region.ctypes.data for name, region in state.regions().items()}
     memories = Memories(memory=state.memory.ctypes.data, memory_bytes=len(state.memory), **regions)
     last = len(program.code) if stop is None else stop

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from isa.instructions import Add, Fire, Mask, Rescale, words_of
+from isa.instructions import CONSTANT_BYTES, MEMBRANE_BYTES, Add, Fire, Mask, Rescale, words_of
+from isa.machine import Machine
 from isa.word import Charge
+from runtime.record import RECORD
+from runtime.reference.channels import Live, add_counts, live_channels, live_groups
 from runtime.reference.spikes import (
     bits_of,
     int16_at,
@@ -22,8 +25,9 @@ from runtime.state import State
 Integers = NDArray[np.int64]
 
 
-def fire(each: Fire, state: State) -> None:
+def fire(each: Fire, state: State, machine: Machine, record: Integers) -> None:
     """Charge, compare, reset, and write the spikes, added to the residual where there is one."""
+    live = _live(each, state)
     shape = (each.pixels, each.outputs)
     threshold = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
     currents = fire_currents(each, state)
@@ -32,23 +36,55 @@ def fire(each: Fire, state: State) -> None:
     spikes = np.zeros_like(currents)
     for step in range(each.steps):
         charged = charge(each, membrane, currents[step])
-        spikes[step] = emitted(each, charged, threshold)
-        reset = charged - spikes[step] * threshold if each.soft else 0
-        membrane = np.clip(np.where(spikes[step] > 0, reset, charged), -(1 << 15), (1 << 15) - 1)
+        fired = np.where(live, emitted(each, charged, threshold), 0)
+        reset = charged - fired * threshold if each.soft else 0
+        clamped = np.clip(np.where(fired > 0, reset, charged), -(1 << 15), (1 << 15) - 1)
+        membrane = np.where(live, clamped, membrane)
+        spikes[step] = 0 if each.mute else fired
     if each.charge != Charge.NONE:
         put_int16(state.output, each.membranes, np.asarray(membrane))
     residual = _planes(each, state, each.residual, each.residual_planes)
     _write_planes(each, state, residual + spikes)
+    if each.counted:
+        add_counts(state, each.counts_at, spikes.sum(axis=(0, 1)), each.counts_fresh)
+    if each.masked:
+        _count_masked(each, live, machine, record)
 
 
 def fire_currents(each: Fire, state: State) -> Integers:
-    """The neurons' input currents [steps, pixels, outputs]: accumulators in the membrane's unit, and the bias."""
-    shape = (each.steps, each.pixels, each.outputs)
-    sums_at = int16_at if each.narrow else int32_at
-    sums = sums_at(state.output, each.accumulators, each.steps * each.pixels * each.outputs).reshape(shape)
+    """The neurons' input currents [steps, pixels, outputs]: accumulators in the membrane's unit, and the bias.
+
+    Of channels that a mask leaves out it is not computed: 0.
+    """
     bias = int32_at(state.constant, each.constants, each.outputs)
-    rounded = (sums + (1 << each.drop >> 1)) >> each.drop
-    return (rounded << each.shift) + bias
+    rounded = (_accumulators(each, state) + (1 << each.drop >> 1)) >> each.drop
+    return np.where(_live(each, state), (rounded << each.shift) + bias, 0)
+
+
+def _accumulators(each: Fire | Rescale, state: State) -> Integers:
+    """[steps, pixels, outputs]; those of one step are the same at every step, those that are absent are 0."""
+    shape = (each.steps, each.pixels, each.outputs)
+    if each.absent:
+        return np.zeros(shape, np.int64)
+    values_at, steps = int16_at if each.narrow else int32_at, 1 if each.still else each.steps
+    values = values_at(state.output, each.accumulators, steps * each.pixels * each.outputs)
+    return np.broadcast_to(values.reshape(steps, *shape[1:]), shape)
+
+
+def _live(each: Fire, state: State) -> Live:
+    """[outputs]: the channels that no mask leaves out."""
+    return live_channels(state, each.mask, each.outputs) if each.masked else np.ones(each.outputs, np.bool_)
+
+
+def _count_masked(each: Fire, live: Live, machine: Machine, record: Integers) -> None:
+    """Work, and the accumulators, membranes and constants of the channels left."""
+    neurons, channels = each.pixels * int(live.sum()), int(live.sum())
+    membranes = neurons * MEMBRANE_BYTES * (1 if each.start else 2) if each.charge else 0
+    accumulators = 0 if each.absent else each.steps * neurons * each.current_bytes
+    record[RECORD.work] = each.steps * each.pixels * live_groups(live, machine.neuron_lanes)
+    record[RECORD.neuron_updates] = each.steps * neurons
+    record[RECORD.output_buffer_bytes] = accumulators + membranes
+    record[RECORD.constant_buffer_bytes] = channels * CONSTANT_BYTES
 
 
 def charge(each: Fire, membrane: Integers | int, current: Integers) -> Integers:
@@ -112,8 +148,7 @@ def _add_places(each: Add, address: int, plane: int) -> Integers:
 
 def rescale(each: Rescale, state: State) -> None:
     """Accumulators times multipliers, shifted, plus biases and what is to be added: values of a stream."""
-    values_at = int16_at if each.narrow else int32_at
-    sums = values_at(state.output, each.accumulators, each.values).reshape(-1, each.outputs)
+    sums = _accumulators(each, state)
     bias = int32_at(state.constant, each.constants, each.outputs)
     multiplier = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
     top = 1 << (7 if each.small else 15)

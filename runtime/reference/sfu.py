@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from isa.instructions import Attend, Classify, Sum, SumHeads, SumValues, words_of
+from isa.instructions import Attend, Classify, Decide, Sum, SumHeads, SumValues, words_of
 from isa.machine import Machine
 from runtime.reference.pe import check_range
 from runtime.reference.spikes import bits_of, int16_at, int32_at, put_int32, read_words, word_indices
@@ -76,3 +76,9 @@ def classify(each: Classify, state: State) -> None:
     weights = state.weight[each.weights : each.weights + size].view(np.int8).reshape(each.inputs, each.outputs)
     source, address = (state.constant, each.constants) if each.fresh else (state.output, each.logits)
     put_int32(state.output, each.logits, int32_at(source, address, each.outputs) + features @ weights.astype(np.int64))
+
+
+def decide(each: Decide, state: State) -> None:
+    """Whether the next exit is taken."""
+    logits = int32_at(state.output, each.logits, each.outputs).tolist()
+    state.flags[0] = each.measure(logits) >= each.threshold

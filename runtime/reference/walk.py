@@ -11,11 +11,14 @@ from isa.instructions import (
     Add,
     Attend,
     Classify,
+    CountSpikes,
+    Decide,
     Depthwise,
     Dilate,
     End,
     Exit,
     Fire,
+    Guard,
     Layer,
     Load,
     Mask,
@@ -31,7 +34,7 @@ from isa.instructions import (
 from isa.machine import Machine
 from isa.word import Instruction
 from runtime.decoded import Decoded
-from runtime.reference import dma, neuron, pe, pool, sfu
+from runtime.reference import channels, dma, neuron, pe, pool, sfu
 from runtime.state import State
 
 
@@ -74,7 +77,15 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             sfu.sum_heads(each, state)
         case SumValues():
             sfu.sum_values(each, state)
-        case Fire() | Add() | Rescale() | Mask() | Pool() | PoolValues() | Dilate():
+        case Decide():
+            sfu.decide(each, state)
+        case Fire():
+            neuron.fire(each, state, machine, record)
+        case CountSpikes():
+            channels.count_spikes(each, state)
+        case Guard():
+            channels.guard(each, state)
+        case Add() | Rescale() | Mask() | Pool() | PoolValues() | Dilate():
             _on_neuron_unit(each, state)
         case Layer() | Exit() | End():
             pass
@@ -82,10 +93,8 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             raise CStepError(f"{each.mnemonic}: the reference family does not know this instruction")
 
 
-def _on_neuron_unit(each: Fire | Add | Rescale | Mask | Pool | PoolValues | Dilate, state: State) -> None:
+def _on_neuron_unit(each: Add | Rescale | Mask | Pool | PoolValues | Dilate, state: State) -> None:
     match each:
-        case Fire():
-            neuron.fire(each, state)
         case Add():
             neuron.add(each, state)
         case Rescale():

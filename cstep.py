@@ -50,9 +50,11 @@ class Result:
     """What running a program on B inputs gives."""
 
     logits: NDArray[np.float32]
-    """[B, classes], in the model's own scale."""
+    """[B, classes], in the model's own scale: of the mean over the timesteps run."""
     labels: NDArray[np.int64]
     """[B]: where the greatest integer logit is."""
+    steps: NDArray[np.int64]
+    """[B]: timesteps run; fewer than the program's where an exit was taken."""
     counters: Counters
     """Every counter by input and layer (docs/counting.md)."""
 
@@ -182,8 +184,9 @@ def run(
     threads = workers or cores()
     integers = quantise_input(program, _array(inputs, "input"))
     done = run(program, integers, kernels=kernels, share=share, workers=threads, progress=progress)
-    logits = (done.logits * program.header.output.scale).astype(np.float32)
-    return Result(logits, done.logits.argmax(axis=1), done.counters)
+    scale = program.header.output.scale * (program.header.timesteps / done.steps)
+    logits = (done.logits * scale[:, None]).astype(np.float32)
+    return Result(logits, done.logits.argmax(axis=1), done.steps, done.counters)
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
+from isa.instructions import Exit
 from isa.program import Program
 from isa.word import Unit
 from runtime.decoded import Decoded, decoded
@@ -132,21 +133,28 @@ class Summed:
     """Of each layer, all inputs together as if they were one: int64 [1, layers, counters]."""
 
 
-def static_counts(program: Program) -> NDArray[np.int64]:
-    """What the program counts whatever the input, int64 [layers, counters]; found once and kept with the program."""
+def static_counts(program: Program, stop: int | None = None) -> NDArray[np.int64]:
+    """What the program counts whatever the input, int64 [layers, counters], up to an exit or (None) to its end.
+
+    `stop` is the code word behind the exit. Found once and kept with the program.
+    """
     shared, kept = decoded(program), program.cache.get("static")
     if kept is None or kept[0] is not shared:
         kept = (shared, _static_counts(shared))
         program.cache["static"] = kept
-    return kept[1]
+    return kept[1][len(shared.code) if stop is None else stop]
 
 
-def _static_counts(program: Decoded) -> NDArray[np.int64]:
+def _static_counts(program: Decoded) -> dict[int, NDArray[np.int64]]:
+    """By the code word that a run may stop before."""
     values = np.zeros((program.layers, len(COUNTERS)), np.int64)
-    for layer, counts in zip(program.layer, program.static, strict=True):
+    found: dict[int, NDArray[np.int64]] = {}
+    for index, (layer, counts) in enumerate(zip(program.layer, program.static, strict=True)):
         for name, count in counts.items():
             values[layer, INDEX[name]] += count
-    return values
+        if isinstance(program.instructions[index], Exit):
+            found[index + 1] = values.copy()
+    return found | {len(program.code): values}
 
 
 def count(
@@ -156,7 +164,7 @@ def count(
     record: NDArray[np.int64],
     times: Timeline,
 ) -> NDArray[np.int64]:
-    """All counters of one input, int64 [layers, counters], from its record [n, columns]."""
+    """All counters of one input, int64 [layers, counters], from its record [n, columns] of what ran."""
     values = static.copy()
     by_layer = np.zeros((program.layers, record.shape[1]), np.int64)
     saved = np.zeros(program.layers, np.int64)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Fire
+from isa.instructions import Decide, Exit, Fire
 from isa.program import Program
 from runtime.counters import Counters, count, static_counts
 from runtime.decoded import decoded
@@ -38,9 +38,13 @@ class RunResult:
     """[inputs, classes], integers; times the output's scale they are the model's logits."""
     counters: Counters
     steps: NDArray[np.int64]
-    """[inputs]: timesteps run."""
+    """[inputs]: timesteps run; the logits are integers of so many, sums over them."""
+    decisions: NDArray[np.int64]
+    """[inputs, exits, classes]: the logits that each exit decided on, 0 where it was not reached."""
     currents: dict[int, NDArray[np.int32]] | None = None
-    """By layer index, [inputs, timesteps, rows * columns, channels]: every neuron's input current, when observed."""
+    """By layer index, [inputs, timesteps, rows * columns, channels]: every neuron's input current, when observed.
+
+    0 where a timestep did not run."""
     spikes: dict[int, NDArray[np.uint8]] | None = None
     """Likewise every neuron's spikes."""
 
@@ -53,42 +57,64 @@ class Machinery:
         self.state = State.of(program)
         self.workspace = Workspace(self.decoded)
         self.record = np.zeros((len(self.decoded.code), len(RECORD)), np.int64)
+        self.decides = decides(program)
 
-    def run(self, integers: NDArray[np.int8], seen: Observation | None) -> NDArray[np.int64]:
-        """One input from a cleared state on; returns its logits and leaves its record."""
+    def run(self, integers: NDArray[np.int8], seen: Observation | None, decisions: NDArray[np.int64]) -> int:
+        """One input from a cleared state on; returns the number of the instruction that it stopped before.
+
+        Leaves its record, and in `decisions` [exits, classes] what the exits that it reached decided on.
+        """
         self.state.clear()
         self.record[:] = 0
         flat = integers.reshape(-1).view(np.uint8)
         dram, place = self.state.dram(self.program.header.input.address)
         dram[place : place + flat.size] = flat
-        if seen is None:
-            self._walk(0, len(self.decoded.code))
-        else:
-            self._walk_and_observe(seen)
+        fires = self._fires() if seen is not None else {}
+        done = 0
+        for index in sorted({*fires, *self.decides}):
+            done = self._walk(done, index)
+            if self._left(done):
+                return done
+            if seen is not None and index in fires:
+                done = self._fire(index, fires[index], seen)
+            else:
+                done = self._walk(done, index + 1)
+                decisions[self.decides.index(index)] = self._decided_on(index)
+        return self._walk(done, len(self.decoded.code))
+
+    def logits(self) -> NDArray[np.int64]:
+        """[classes]: the output of the latest run."""
         output = self.program.header.output
         dram, place = self.state.dram(output.address)
         return dram[place : place + 4 * output.classes].copy().view("<i4").astype(np.int64)
 
-    def _walk(self, start: int, stop: int) -> None:
+    def _walk(self, start: int, stop: int) -> int:
         if self.kernels == "fast":
-            fast_walk(self.decoded, self.state, self.workspace, self.record, self.share, start, stop)
-        else:
-            reference_walk(self.decoded, self.state, self.record, self.share, start, stop)
+            return fast_walk(self.decoded, self.state, self.workspace, self.record, self.share, start, stop)
+        return reference_walk(self.decoded, self.state, self.record, self.share, start, stop)
 
-    def _walk_and_observe(self, seen: Observation) -> None:
-        done = 0
-        for at in self.program.source_map[np.argsort(self.program.source_map[:, 0], kind="stable")]:
-            index, layer = int(at[0]), int(at[1])
-            each = self.decoded.instructions[index]
-            neurons = self.program.header.layers[layer].neurons
-            if not isinstance(each, Fire) or neurons is None:
-                raise CStepError(f"source map: code word {index} is {each.mnemonic}; only neurons are mapped")
-            self._walk(done, index)
-            before = before_fire(each, self.state)
-            self._walk(index, index + 1)
-            after_fire(each, self.state, before, seen, at, neurons[1])
-            done = index + 1
-        self._walk(done, len(self.decoded.code))
+    def _left(self, done: int) -> bool:
+        """Whether the last instruction that ran is an exit, and was taken."""
+        return done > 0 and isinstance(self.decoded.instructions[done - 1], Exit) and bool(self.state.flags[0])
+
+    def _decided_on(self, index: int) -> NDArray[np.int64]:
+        each = self.decoded.instructions[index]
+        assert isinstance(each, Decide)
+        return self.state.output[each.logits : each.logits + 4 * each.outputs].copy().view("<i4").astype(np.int64)
+
+    def _fires(self) -> dict[int, NDArray[np.int32]]:
+        """The source map's row of every neuron instruction, by its number."""
+        return {int(row[0]): row for row in self.program.source_map}
+
+    def _fire(self, index: int, at: NDArray[np.int32], seen: Observation) -> int:
+        each = self.decoded.instructions[index]
+        neurons = self.program.header.layers[int(at[1])].neurons
+        if not isinstance(each, Fire) or neurons is None:
+            raise CStepError(f"source map: code word {index} is {each.mnemonic}; only neurons are mapped")
+        before = before_fire(each, self.state)
+        done = self._walk(index, index + 1)
+        after_fire(each, self.state, before, seen, at, neurons[1])
+        return done
 
 
 def run(
@@ -108,10 +134,12 @@ def run(
     """
     _check_integers(program, integers)
     shared = decoded(program)
-    static = static_counts(program)
     padded_memory(program)
-    logits = np.zeros((len(integers), program.header.output.classes), np.int64)
-    values = np.zeros((len(integers), *static.shape), np.int64)
+    classes = program.header.output.classes
+    logits = np.zeros((len(integers), classes), np.int64)
+    decisions = np.zeros((len(integers), len(decides(program)), classes), np.int64)
+    steps = np.full(len(integers), program.header.timesteps, np.int64)
+    values = np.zeros((len(integers), *static_counts(program).shape), np.int64)
     seen = empty_observation(program, len(integers)) if observe else None
     threads = local()
 
@@ -119,16 +147,20 @@ def run(
         if not hasattr(threads, "machinery"):
             threads.machinery = Machinery(program, kernels, share)
         machinery = cast(Machinery, threads.machinery)
-        logits[number] = machinery.run(integers[number], seen.of_input(number) if seen else None)
-        times = timeline(shared, machinery.record[:, RECORD.work])
-        values[number] = count(shared, static, share, machinery.record, times)
+        stop = machinery.run(integers[number], seen.of_input(number) if seen else None, decisions[number])
+        logits[number] = machinery.logits()
+        last = shared.instructions[stop - 1]
+        if isinstance(last, Exit):
+            steps[number] = last.steps
+        record = machinery.record[:stop]
+        times = timeline(shared, record[:, RECORD.work])
+        values[number] = count(shared, static_counts(program, stop), share, record, times)
 
     _each_input(one, len(integers), workers, progress)
     counters = Counters(layer_names(program), values)
-    steps = np.full(len(integers), program.header.timesteps, np.int64)
     if seen is None:
-        return RunResult(logits, counters, steps)
-    return RunResult(logits, counters, steps, seen.currents, seen.spikes)
+        return RunResult(logits, counters, steps, decisions)
+    return RunResult(logits, counters, steps, decisions, seen.currents, seen.spikes)
 
 
 def _each_input(one: Callable[[int], None], inputs: int, workers: int, progress: Callable[[int], None] | None) -> None:
@@ -163,6 +195,11 @@ def _check_integers(program: Program, integers: NDArray[np.int8]) -> None:
     for name, (address, size) in ends.items():
         if address < memory or address + size > areas:
             raise CStepError(f"{name}: bytes {address}..{address + size - 1} are not in DRAM {memory}..{areas - 1}")
+
+
+def decides(program: Program) -> tuple[int, ...]:
+    """The numbers of a program's decisions, one an exit."""
+    return tuple(index for index, each in enumerate(decoded(program).instructions) if isinstance(each, Decide))
 
 
 def layer_names(program: Program) -> tuple[str, ...]:

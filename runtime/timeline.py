@@ -3,6 +3,8 @@
 Every ordered pair of units has a first-in first-out queue of tokens (isa/word.py). A unit that waits is stalled, and
 the stall's cause is the unit whose token came last. A wait for the DMA unit is split: `dram` is at most the cycles of
 the copy waited for (what a faster memory would save), `dma_order` the rest (the copy itself started late).
+
+Where an exit was taken, what stands before it runs to its end, and the tokens left over are nobody's.
 """
 
 from __future__ import annotations
@@ -44,15 +46,16 @@ class Timeline:
 
 
 def timeline(program: Decoded, work: NDArray[np.int64]) -> Timeline:
-    """The schedule of one input whose instructions measured `work` [n]."""
+    """The schedule of one input that ran the first n instructions, which measured `work` [n]."""
     result = Timeline(
         np.zeros(program.layers, np.int64),
         np.zeros((program.layers, len(Unit)), np.int64),
         np.zeros((program.layers, len(Unit), len(CAUSES)), np.int64),
     )
     tokens = np.zeros((int(program.posts[-1]), 2), np.int64)
-    waits, posts = program.code[:, WAIT], program.code[:, POST]
-    layout = (program.unit, waits, posts, program.cost, program.layer, program.posts)
+    ran = slice(len(work))
+    waits, posts = program.code[ran, WAIT], program.code[ran, POST]
+    layout = (program.unit[ran], waits, posts, program.cost[ran], program.layer[ran], program.posts)
     failed = _schedule(*layout, work, tokens, result.frontier, result.busy, result.stalls)
     if failed >= 0:
         mnemonic = program.instructions[failed].mnemonic

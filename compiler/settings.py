@@ -1,0 +1,278 @@
+"""The settings file: what `cstep calibrate` found out for the lossy passes, or what somebody wrote by hand.
+
+    schema = "cstep-settings/1"
+    [model]       what it is for: name, and the checkpoint's sha256
+    [data]        what it was calibrated on
+    [timesteps]   masks of neuron layers, by label
+    [exit]        exits after how many timesteps, and how sure they must be
+    [guard]       pruning of channels that were silent early
+    [[curve]]     what other bounds of the loss would have given
+
+Only [model] is needed. A program carries its settings as provenance.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from posixpath import normpath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from compiler.pipeline import DEFAULT_PASSES
+from isa.errors import CStepError
+from isa.files import read_text, write_whole
+
+SCHEMA = "cstep-settings/1"
+NEVER = 1.0
+"""The tau of an exit that is not taken."""
+LOWERING, MASKING, HOISTING = "lower-to-cstep", "mask-timesteps,", "hoist-invariant,"
+"""Where in the default pipeline the parts go."""
+
+
+class Table(BaseModel):
+    """Base of the file's tables: no other keys, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Criterion = Literal["lightsoftmax", "softmax", "entropy"]
+GuardMode = Literal["rows", "columns", "both"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]
+Several = BeforeValidator(_as_list)
+"""One value stands for a list of it."""
+Confidence = Annotated[float, Field(gt=0, le=NEVER)]
+
+
+class Model(Table):
+    """Which model the settings are for."""
+
+    name: str
+    """As MODEL of `cstep compile`."""
+    checkpoint: str = ""
+    """The beginning of the checkpoint's sha256; empty: any."""
+
+
+class Data(Table):
+    """What was calibrated on: images of the training part, others than the ranges came from."""
+
+    source: str
+    images: int = Field(ge=1)
+    digest: str
+    """sha256 of what the program sees of them, in the order in which they were drawn."""
+
+
+class Exit(Table):
+    """Exits after `after` timesteps where the confidence is more than `tau`, one entry an exit."""
+
+    criterion: Criterion = "lightsoftmax"
+    after: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Several, Field(min_length=1)]
+    tau: Annotated[tuple[Confidence, ...], Several, Field(min_length=1)]
+    variance: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Several] = (0.0,)
+    """Of the logits that were not predicted (LightSoftmax's sigma squared), in the model's own scale."""
+    target_rate: Fraction | None = None
+    loss_bound: Points | None = None
+    rate: Fraction | None = None
+    """Of the images, that exited at all."""
+    loss: Points | None = None
+
+
+class Guard(Table):
+    """Channels with at most `threshold` spikes in the first `after` timesteps are left out later."""
+
+    mode: GuardMode = "both"
+    after: int = Field(default=2, ge=1)
+    threshold: int = Field(default=0, ge=0, lt=1 << 16)
+    loss: Points | None = None
+    """Together with the exits."""
+
+
+class Timesteps(Table):
+    """Masks of neuron layers: 1100 is the first two timesteps of four."""
+
+    masks: dict[str, Annotated[str, StringConstraints(pattern="^[01]+$")]] = Field(min_length=1)
+    average: float | None = Field(default=None, ge=0)
+    """Mean over all neuron layers of the timesteps that their masks leave."""
+    loss: Points | None = None
+
+
+class CurvePoint(Table):
+    """The most that a bound of the loss allows, whatever the target rate."""
+
+    loss_bound: Points
+    tau: Annotated[tuple[Confidence, ...], Several]
+    guard_threshold: int = Field(ge=-1)
+    """-1 where no guard stays within the bound."""
+    rate: Fraction
+    loss: Points
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Passes of a pipeline, each with a comma behind it, or nothing."""
+
+    timesteps: str = ""
+    guard: str = ""
+    exits: str = ""
+
+    def pipeline(self, hoist: bool = True) -> str:
+        """The default pipeline with these parts in their places, and without `hoist-invariant` where not wanted."""
+        front, _, back = DEFAULT_PASSES.partition(LOWERING)
+        front = front.replace(MASKING, self.timesteps + MASKING)
+        front = front if hoist else front.replace(HOISTING, "")
+        return front + self.guard + self.exits + LOWERING + back
+
+
+class Settings(Table):
+    """The whole file."""
+
+    schema_version: Literal["cstep-settings/1"] = Field(alias="schema")
+    model: Model
+    data: Data | None = None
+    timesteps: Timesteps | None = None
+    exit: Exit | None = None
+    guard: Guard | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+    def passes(self) -> Parts:
+        """The pipeline's parts that apply them."""
+        return Parts(_masks(self.timesteps), _guard(self.guard), _exits(self.exit))
+
+    def canonical(self) -> str:
+        """The one spelling as JSON, for the provenance."""
+        return json.dumps(
+            self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True, separators=(",", ":")
+        )
+
+    def require(self, model: str, checkpoint: str) -> str:
+        """Refuse another model's settings; what to note where the checkpoint is another, else nothing.
+
+        `checkpoint` is what `open_model` says of it.
+        """
+        if normpath(self.model.name) != normpath(model):
+            raise CStepError(f"settings: are for model {self.model.name}, not {model}; calibrate this one")
+        found = checkpoint_digest(checkpoint)
+        if self.model.checkpoint and not _same_digest(self.model.checkpoint, found):
+            return f"the settings are for checkpoint sha256 {self.model.checkpoint}, this one is {found or checkpoint}"
+        return ""
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of a file. Raises CStepError naming the key, and what it must be."""
+    try:
+        values = tomllib.loads(read_text(path, "a settings file"))
+    except tomllib.TOMLDecodeError as error:
+        raise CStepError(f"{path}: no TOML: {error}") from None
+    return settings_of(values, str(path))
+
+
+def settings_of(values: dict[str, Any], where: str) -> Settings:
+    """Settings of plain values; `where` begins the error's line."""
+    if values.get("schema") != SCHEMA:
+        raise CStepError(f'{where}: schema {values.get("schema")!r}; this version reads schema = "{SCHEMA}"')
+    try:
+        made = Settings.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise CStepError(f"{where}: {_said(error)}") from None
+    if made.exit is not None:
+        _require_exits(made.exit, where)
+    return made
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    """Write the file, whole or not at all."""
+    write_whole(path, as_toml(settings).encode())
+
+
+def as_toml(settings: Settings) -> str:
+    """The file's text: plain keys first, then a table each."""
+    values = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+    lines = [f"schema = {_toml(values.pop('schema'))}"]
+    curve = values.pop("curve", [])
+    for name, table in [*values.items(), *(("[curve]", point) for point in curve)]:
+        lines += ["", f"[{name}]" if name != "[curve]" else "[[curve]]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def checkpoint_digest(said: str) -> str:
+    """The sha256 of what `open_model` says of a checkpoint; empty where it names none."""
+    found = re.search(r"sha256:([0-9a-f]+)", said)
+    return found[1] if found else ""
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return _toml(value[0]) if len(value) == 1 else "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _same_digest(one: str, other: str) -> bool:
+    """Each may be shortened."""
+    return bool(other) and (one.startswith(other) or other.startswith(one))
+
+
+def _said(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        table = first["loc"][0] if len(first["loc"]) > 1 else ""
+        return f"{key}: no such key; there are {', '.join(_keys(str(table)))}"
+    if first["type"] == "missing":
+        return f"{key}: is missing; it must be given"
+    message = first["msg"].removeprefix("Input should ")
+    return f"{key} = {json.dumps(first['input'], default=str)}: it should {message}"
+
+
+def _keys(table: str) -> list[str]:
+    kinds: dict[str, type[Table]] = {
+        "": Settings, "model": Model, "data": Data, "exit": Exit, "guard": Guard, "timesteps": Timesteps,
+        "curve": CurvePoint,
+    }  # fmt: skip
+    fields = kinds[table].model_fields
+    return [field.alias or name for name, field in fields.items()]
+
+
+def _require_exits(exits: Exit, where: str) -> None:
+    """One tau an exit, one variance an exit or one for all; exits in their order."""
+    count = len(exits.after)
+    if list(exits.after) != sorted(set(exits.after)):
+        raise CStepError(f"{where}: exit.after = {list(exits.after)}: it should ascend, no exit twice")
+    if len(exits.tau) != count:
+        raise CStepError(
+            f"{where}: exit.tau = {list(exits.tau)}: it should be one each for after = {list(exits.after)}"
+        )
+    if len(exits.variance) not in (1, count):
+        raise CStepError(f"{where}: exit.variance = {list(exits.variance)}: it should be one, or one an exit ({count})")
+
+
+def _exits(exits: Exit | None) -> str:
+    if exits is None:
+        return ""
+    after, tau, variance = (",".join(map(repr, values)) for values in (exits.after, exits.tau, exits.variance))
+    return f"insert-exits{{after={after} criterion={exits.criterion} tau={tau} variance={variance}}},"
+
+
+def _guard(guard: Guard | None) -> str:
+    if guard is None:
+        return ""
+    return f"guard-channels{{mode={guard.mode} after={guard.after} threshold={guard.threshold}}},"
+
+
+def _masks(timesteps: Timesteps | None) -> str:
+    if timesteps is None:
+        return ""
+    masks = ",".join(json.dumps(f"{label}={mask}") for label, mask in timesteps.masks.items())
+    return f"set-timesteps{{masks={masks}}},"

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from isa.hazards import with_tokens
-from isa.instructions import Accumulate, Classify, End, Fire, Layer, Load, Multiply, Store, Sum
+from isa.instructions import (
+    Accumulate,
+    Classify,
+    Decide,
+    End,
+    Exit,
+    Fire,
+    Guard,
+    Layer,
+    Load,
+    Multiply,
+    Store,
+    Sum,
+)
 from isa.machine import load_machine
 from isa.program import Header, Input, LayerInfo, Output, Program, Provenance
-from isa.word import Address, Charge, Choice, Count, Instruction, Region, Spec, Traffic
+from isa.word import Address, Charge, Choice, Count, Criterion, Instruction, Region, Spec, Traffic
 
 STEPS, SIDE, COLORS, CHANNELS, CLASSES = 2, 4, 2, 8, 3
 PIXELS = SIDE * SIDE
@@ -138,6 +153,79 @@ def source_map(code: tuple[Instruction, ...]) -> NDArray[np.int32]:
     fires = [index for index, instruction in enumerate(code) if isinstance(instruction, Fire)]
     rows = [(index, layer, 0, 0, 0, 0) for layer, index in enumerate(fires)]
     return np.array(rows, np.int32).reshape(-1, 6)
+
+
+GUARD_COUNTS, GUARD_MASK = 0, 64
+"""Where the early counts and the mask of the first neurons lie in the channel buffer."""
+NEVER = (1 << 48) - 1
+"""A threshold that no decision reaches; 0 is one that each does."""
+
+
+def decide(threshold: int) -> Decide:
+    return Decide(
+        logits=8448, outputs=CLASSES, criterion=Criterion.LIGHTSOFTMAX, multiplier=0, divisor=0, threshold=threshold
+    )
+
+
+def step_code(step: int, guarded: bool) -> list[Instruction]:
+    """One timestep of the small program, membranes kept on chip, up to logits of all timesteps so far in the output.
+
+    `guarded`: the first neurons' spikes of timestep 0 are counted, and what never spiked then guards the linear layer.
+    """
+    first, one = step == 0, {"steps": 1}
+    counts = {"counted": 1, "counts_fresh": 1, "counts_at": GUARD_COUNTS} if guarded and first else {}
+    masks = {"masks_rows": 1, "row_mask": GUARD_MASK} if guarded and not first else {}
+    spikes = copy(Region.SPIKE, Traffic.SPIKE, PIXELS * 2)
+    rows = copy(Region.WEIGHT, Traffic.WEIGHT, CHANNELS) | {
+        "rows": CHANNELS,
+        "dram_row_stride": CHANNELS,
+        "buffer_row_stride": CHANNELS,
+    }
+    return [
+        Layer(index=0),
+        Multiply(
+            **window(3, 1, COLORS, COLORS, 0) | one, values=0, weights=0, accumulators=0, outputs=CHANNELS, fresh=1
+        ),
+        replace(fire(FIRST, 0, ACCUMULATORS), **one, start=int(first), **counts),
+        *([Guard(counts_at=GUARD_COUNTS, mask=GUARD_MASK, channels=CHANNELS, threshold=0)] if counts else []),
+        Store(**spikes, source=FIRST, target=ROOM_AT),
+        Layer(index=1),
+        Load(**spikes, source=ROOM_AT, target=FIRST),
+        *([Load(**rows, source=AT["linear"], target=AT["linear"], **masks)] if masks else []),
+        Accumulate(
+            **window(1, 0, CHANNELS, 2, PIXELS * 2) | one,
+            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, share=1, **masks,
+        ),
+        replace(
+            fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST), **one, start=int(first)
+        ),
+        Layer(index=2),
+        *(replace(head_sum(plane), **one, fresh=int(first and plane == 0)) for plane in range(2)),
+        Classify(
+            features=8192, weights=AT["head"], constants=2 * CONSTANTS, logits=8448, inputs=CHANNELS,
+            outputs=CLASSES, fresh=1, drop=0,
+        ),
+        Store(**copy(Region.OUTPUT, Traffic.OUTPUT, 4 * CLASSES), source=8448, target=OUTPUT_AT),
+    ]  # fmt: skip
+
+
+def exit_program(threshold: int, guarded: bool = False, exits: bool = True) -> Program:
+    """The small program timestep by timestep, with an exit behind the first one (unless told otherwise)."""
+    code = with_tokens(
+        [
+            *small_code()[:4],
+            *step_code(0, guarded),
+            *([Layer(index=3), decide(threshold), Exit(steps=1)] if exits else []),
+            *step_code(1, guarded),
+            End(),
+        ]
+    )
+    header = small_header()
+    mark = LayerInfo(name="head.exit.1", operation="exit", source="small.py:31", binary=False, neurons=None)
+    header = header.model_copy(update={"layers": (*header.layers, mark)})
+    fires = [index for index, instruction in enumerate(code) if isinstance(instruction, Fire)]
+    rows = [(index, number % 2, number // 2, 0, 0, 0) for number, index in enumerate(fires)]
+    return Program(header, code, small_memory(), np.array(rows, np.int32))
 
 
 def small_program(machine: str = "c-step") -> Program:

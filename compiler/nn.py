@@ -27,6 +27,8 @@ GROUPS = ("sps", "qkv", "attn", "mlp")
 """Groups of neurons that a mask loss can be for (section III-B)."""
 PENALISED = ("qkv", "mlp")
 """Those that reached the paper's best accuracy (table III)."""
+ROUNDING = 1e-5
+"""More than float32 loses in summing a score."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -254,6 +256,21 @@ def timestep_loss(model: nn.Module, weight: float = 1e-6, groups: Collection[str
     if not chosen:
         raise CStepError(f"timestep_loss: {type(model).__name__} has no layer with a time score in {', '.join(groups)}")
     return weight * torch.stack([time_mask(score_of(module)).sum() for module in chosen]).sum()
+
+
+@torch.no_grad()
+def keep_prefixes(model: nn.Module, least: int = 0) -> None:
+    """Move time scores, in place, to where masks are the first n timesteps, n >= `least`; call it after a step.
+
+    Only a TP below 0 makes holes, timesteps that count behind one that does not; a hole saves nothing, since the
+    membrane is needed behind it. `least` 1 keeps layers from being switched off altogether. Both are ours: the paper
+    starts from positive scores and leaves the rest to training.
+    """
+    for module in scored(model).values():
+        score = score_of(module)
+        score.clamp_(min=0)
+        if least:
+            score[least - 1] += (1 + ROUNDING - score[least - 1 :].sum()).clamp(min=0)
 
 
 def group_of(path: str) -> str:

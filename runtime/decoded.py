@@ -38,10 +38,12 @@ class Scratch:
 
     def __init__(self, code: tuple[Instruction, ...]) -> None:
         accumulates = [each for each in code if isinstance(each, Accumulate)]
-        paired: list[Window] = [each for each in code if isinstance(each, Accumulate | Depthwise)]
+        paired = [each for each in code if isinstance(each, Accumulate | Depthwise)]
         attends = [each for each in code if isinstance(each, Attend)]
         self.events = max((a.steps * (_pixels(a) * a.inputs + SPARE_EVENTS) for a in accumulates), default=0)
         self.starts = max((a.steps * (_pixels(a) + 1) for a in accumulates), default=0)
+        masked = [each for each in paired if _masks_inputs(each)]
+        self.masked = max((_input_bytes(a) for a in masked), default=0)
         self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in paired), default=0)
         self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in paired), default=0)
         dense = [each for each in code if isinstance(each, Accumulate | Multiply)]
@@ -52,6 +54,14 @@ class Scratch:
 
 def _taps(each: Window) -> int:
     return each.kernel_rows * each.kernel_columns
+
+
+def _masks_inputs(each: Accumulate | Depthwise) -> bool:
+    return bool(each.masks_rows or (isinstance(each, Depthwise) and each.masks_columns))
+
+
+def _input_bytes(each: Accumulate | Depthwise) -> int:
+    return each.extents()["spikes"].span
 
 
 def _padded_pixels(each: Window) -> int:

@@ -75,14 +75,23 @@ def windows(draw: st.DrawFn, wide: bool = True) -> dict[str, int]:
 
 
 @st.composite
+def channel_masks(draw: st.DrawFn, *sides: str) -> dict[str, int]:
+    """Fields that guard rows or columns, half of the time none."""
+    flags = {f"masks_{side}s": draw(FLAG) for side in sides} if draw(FLAG) else {}
+    return {f"{side}_mask": draw(MASK) for side in sides} | flags
+
+
+@st.composite
 def accumulates(draw: st.DrawFn) -> Accumulate:
-    return Accumulate(**draw(windows()), **draw(accumulate_sides()), spikes=2 * draw(st.integers(0, 100)))
+    masks, spikes = draw(channel_masks("row", "column")), 2 * draw(st.integers(0, 100))
+    return Accumulate(**draw(windows()), **draw(accumulate_sides()), **masks, spikes=spikes)
 
 
 @st.composite
 def accumulates_of_planes(draw: st.DrawFn) -> list[Accumulate]:
     """The planes of a count train, one Accumulate each, as a layer has them; sometimes one of them is out of order."""
     window, sides, spikes = draw(windows(wide=False)), draw(accumulate_sides()), 2 * draw(st.integers(0, 100))
+    window |= draw(channel_masks("row", "column"))
     plane_bytes = window["steps"] * window["step_stride"]
     code = [
         Accumulate(**window, **sides | {"plane": plane, "fresh": sides["fresh"] and not plane}, spikes=spikes + at)
@@ -113,7 +122,13 @@ def multiplies(draw: st.DrawFn) -> Multiply:
     weights, values = draw(st.integers(0, 99)), draw(st.integers(0, 99))
     accumulators, outputs = 4 * draw(st.integers(0, 50)), draw(CHANNELS)
     return Multiply(
-        **window, values=values, weights=weights, accumulators=accumulators, outputs=outputs, fresh=draw(FLAG)
+        **window,
+        **draw(channel_masks("column")),
+        values=values,
+        weights=weights,
+        accumulators=accumulators,
+        outputs=outputs,
+        fresh=draw(FLAG),
     )
 
 
@@ -137,6 +152,7 @@ def pools_of_values(draw: st.DrawFn) -> PoolValues:
 def depthwise(draw: st.DrawFn) -> Depthwise:
     return Depthwise(
         **draw(windows()),
+        **draw(channel_masks("row", "column")),
         spikes=2 * draw(st.integers(0, 100)),
         weights=draw(st.integers(0, 99)),
         accumulators=4 * draw(st.integers(0, 50)),
@@ -378,6 +394,8 @@ def copies(draw: st.DrawFn) -> Load | Store:
     }
     near = 2 * draw(st.integers(0, 30))
     if draw(st.booleans()):
+        guarded = {"region": Region.WEIGHT, "traffic": Traffic.WEIGHT} | draw(channel_masks("row", "column"))
+        shape |= {} if spikes or draw(FLAG) else guarded
         return Load(**shape, source=draw(st.sampled_from([0, 2048])), target=near)
     return Store(**shape, source=near, target=2048)
 
@@ -404,6 +422,7 @@ def sequences(draw: st.DrawFn) -> list[Instruction]:
         if draw(st.booleans()):
             code.append(draw(ANY))
         values = {name: getattr(first, name) for name, _ in first.layout}
+        values |= draw(channel_masks("row", "column")) if draw(RARELY) else {}
         code.append(Accumulate(**values | draw(accumulate_sides())))
     return code
 

@@ -36,12 +36,20 @@ DENSITIES = [0.02, 0.2, 0.5, 1.0]
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=SLOW, derandomize=True)
 
 MACHINES = st.builds(
-    lambda port, pairs, window: load_machine("c-step").with_changes(
-        accumulator_bits=32, weight_port=port, pairs=pairs, window=window
+    lambda port, pairs, window, lanes, burst: load_machine("c-step").with_changes(
+        accumulator_bits=32,
+        weight_port=port,
+        pairs=pairs,
+        window=window,
+        lanes=lanes[0],
+        neuron_lanes=lanes[1],
+        burst_bytes=burst,
     ),
     st.sampled_from(PORTS),
     st.integers(1, 4),
     st.integers(1, 3),
+    st.sampled_from([(512, 64), (5, 16), (64, 7), (128, 100)]),
+    st.sampled_from([64, 7, 16]),
 )
 
 
@@ -81,20 +89,27 @@ def test_accumulate_counts_by_hand(each: Accumulate, seed: int, share: bool) -> 
     machine = load_machine("c-step").with_changes(accumulator_bits=32)
     program = program_of([each], machine)
     state = random_state(program, seed, 0.3)
-    spikes, sharing_on = state.spike.copy(), share and bool(each.share)
+    spikes, channels, sharing_on = state.spike.copy(), state.channel.copy(), share and bool(each.share)
     (_, record), _ = both_families(program, state, share)
     found = {name: int(record[0, column]) for name, column in RECORD._asdict().items()}
-    assert found == counts_by_hand(each, spikes, sharing_on, machine)
+    assert found == counts_by_hand(each, spikes, channels, sharing_on, machine)
 
 
-def events_of(each: Accumulate, spikes: NDArray[np.uint8], step: int, row: int, column: int) -> set[tuple[int, int]]:
-    """(tap, channel) of every spike under one output pixel."""
+def live(channels: NDArray[np.uint8], masked: int, mask: int, count: int) -> set[int]:
+    """Channels that a mask has, or all."""
+    return {c for c in range(count) if not masked or channels[mask + c // 8] >> c % 8 & 1}
+
+
+def events_of(
+    each: Accumulate, spikes: NDArray[np.uint8], rows: set[int], step: int, row: int, column: int
+) -> set[tuple[int, int]]:
+    """(tap, channel) of every spike under one output pixel, channels in `rows` only."""
     events: set[tuple[int, int]] = set()
     for tap in taps_inside(each, row, column):
         i, j = divmod(tap, each.kernel_columns)
         y, x = row * each.stride + i - each.top, column * each.stride + j - each.left
         pixel = each.spikes + step * each.step_stride + (y * each.input_columns + x) * each.pixel_stride
-        events |= {(tap, c) for c in range(each.inputs) if spikes[pixel + c // 8] >> c % 8 & 1}
+        events |= {(tap, c) for c in rows if spikes[pixel + c // 8] >> c % 8 & 1}
     return events
 
 
@@ -108,15 +123,21 @@ def taps_inside(each: Accumulate, row: int, column: int) -> set[int]:
     return inside
 
 
-def counts_by_hand(each: Accumulate, spikes: NDArray[np.uint8], share: bool, machine: Machine) -> dict[str, int]:
+def counts_by_hand(
+    each: Accumulate, spikes: NDArray[np.uint8], channels: NDArray[np.uint8], share: bool, machine: Machine
+) -> dict[str, int]:
+    rows = live(channels, each.masks_rows, each.row_mask, each.inputs)
+    columns = live(channels, each.masks_columns, each.column_mask, each.outputs)
+    outputs, passes = len(columns), len({c // machine.lanes for c in columns})
+    accumulated = 4 * each.steps * each.rows * each.columns * outputs * (1 if each.fresh else 2)
     bits = common = pairs_with_common = read = words = 0
     cycles: dict[tuple[int, int], int] = {}
     for step in range(each.steps):
         corners = [(row, column) for row in range(each.rows) for column in range(0, each.columns, 2)]
         for number, (row, column) in enumerate(corners):
-            left = events_of(each, spikes, step, row, column)
+            left = events_of(each, spikes, rows, step, row, column)
             has_right = column + 1 < each.columns
-            right = events_of(each, spikes, step, row, column + 1) if has_right else set[tuple[int, int]]()
+            right = events_of(each, spikes, rows, step, row, column + 1) if has_right else set[tuple[int, int]]()
             taps = taps_inside(each, row, column) | (taps_inside(each, row, column + 1) if has_right else set[int]())
             bits += len(left) + len(right)
             common += len(left & right)
@@ -130,15 +151,16 @@ def counts_by_hand(each: Accumulate, spikes: NDArray[np.uint8], share: bool, mac
             cycles[key] = max(cycles.get(key, 0), busy)
     fetched = bits - common if share else bits
     return dict.fromkeys(RECORD._asdict(), 0) | {
-        "work": sum(cycles.values()),
-        "sop_bit": bits * each.outputs,
-        "sop_value": (bits * each.outputs) << each.plane,
-        "common": common * each.outputs,
-        "merges": 2 * each.outputs * pairs_with_common if share else 0,
+        "work": sum(cycles.values()) * (passes if each.masks_columns else 1),
+        "sop_bit": bits * outputs,
+        "sop_value": (bits * outputs) << each.plane,
+        "common": common * outputs,
+        "merges": 2 * outputs * pairs_with_common if share else 0,
         "words_read": read,
         "words_skipped": words - read,
-        "weight_buffer_bytes": fetched * each.outputs,
+        "weight_buffer_bytes": fetched * outputs,
         "spike_buffer_bytes": 2 * read,
+        "output_buffer_bytes": accumulated if each.masks_columns else 0,
     }
 
 

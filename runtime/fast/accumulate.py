@@ -5,6 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from runtime.decoded import SPARE_EVENTS
+from runtime.fast.channels import clear_silent, live_channels, live_groups, step_of
 from runtime.fast.dense import HAS_DOT, accumulate_dense
 from runtime.fast.events import count_events, list_events
 from runtime.fast.held import HELD, find, take
@@ -25,21 +26,29 @@ def accumulate(code, index, planes, memories, scratch, sizes, share, records):
     for number in range(planes):
         row = code[index + number]
         slot = studied(row, memories, scratch, sizes, int(share and row[ACCUMULATE.share] != 0))
-        write_record(row, scratch.held[slot], records[index + number])
+        write_record(row, scratch.held[slot], memories, sizes, records[index + number])
         bits += scratch.held[slot, HELD.bits]
     row = code[index]
     if HAS_DOT and row[ACCUMULATE.outputs] >= 16 and bits * DENSE_SHARE > products_of(row):
         accumulate_dense(code, index, planes, memories, scratch)
-        return
-    for number in range(planes):
-        accumulate_events(code[index + number], memories, scratch, share)
+    else:
+        for number in range(planes):
+            accumulate_events(code[index + number], memories, scratch, share)
+    if row[ACCUMULATE.masks_columns]:
+        mask, pixels = memories.channel + row[ACCUMULATE.column_mask], pixels_of(row)
+        clear_silent(memories.output + row[ACCUMULATE.accumulators], mask, row[ACCUMULATE.outputs], pixels)
+
+
+@njit
+def pixels_of(row):
+    """Output pixels of all steps."""
+    return row[ACCUMULATE.steps] * row[ACCUMULATE.rows] * row[ACCUMULATE.columns]
 
 
 @njit
 def products_of(row):
     """Products of one output, borders included."""
-    pixels = row[ACCUMULATE.steps] * row[ACCUMULATE.rows] * row[ACCUMULATE.columns]
-    return pixels * row[ACCUMULATE.kernel_rows] * row[ACCUMULATE.kernel_columns] * row[ACCUMULATE.inputs]
+    return pixels_of(row) * row[ACCUMULATE.kernel_rows] * row[ACCUMULATE.kernel_columns] * row[ACCUMULATE.inputs]
 
 
 @njit
@@ -48,7 +57,7 @@ def studied(row, memories, scratch, sizes, sharing):
     slot = find(row, sharing, scratch.held)
     if slot < 0:
         slot = take(row, sharing, scratch.held)
-        study(row, memories.spike + row[ACCUMULATE.spikes], scratch, sizes, slot)
+        study(row, memories, scratch, sizes, slot)
     return slot
 
 
@@ -63,8 +72,8 @@ def accumulate_events(row, memories, scratch, share):
     for step in range(row[ACCUMULATE.steps]):
         events, starts = places_of(row, scratch, slot, step)
         if not listed:
-            list_events(row, memories.spike + row[ACCUMULATE.spikes] + step * row[ACCUMULATE.step_stride], events)
-        accumulate_step(row, weights, accumulators + 4 * step * sums_a_step, events, starts)
+            list_events(row, step_of(row, memories, scratch, step), events)
+        accumulate_step(row, memories, weights, accumulators + 4 * step * sums_a_step, events, starts)
 
 
 @njit
@@ -76,28 +85,34 @@ def places_of(row, scratch, slot, step):
 
 
 @njit
-def study(row, spikes, scratch, sizes, slot):
+def study(row, memories, scratch, sizes, slot):
     """Count the spikes of all steps into a slot."""
     held = scratch.held[slot]
     put_tail(row[ACCUMULATE.inputs], scratch.tail)
     for step in range(row[ACCUMULATE.steps]):
-        place = spikes + step * row[ACCUMULATE.step_stride]
+        place = step_of(row, memories, scratch, step)
         _, starts = places_of(row, scratch, slot, step)
         count_events(row, place, starts)
         sum_neighbours(row, place, scratch)
         count_step(row, place, scratch, starts, held, step)
     held[HELD.skipped] = words_inside(row) - held[HELD.read]
     if sizes.port == WORD:
+        spikes = scratch.masked if row[ACCUMULATE.masks_rows] else memories.spike + row[ACCUMULATE.spikes]
         held[HELD.work] = work_in_lockstep(row, spikes, held[HELD.share] != 0, False, sizes)
     else:
         held[HELD.work] = work_of_rounds(row, scratch, sizes)
 
 
 @njit
-def write_record(row, held, record):
-    """The counts of the spikes, for this instruction's outputs and plane."""
+def write_record(row, held, memories, sizes, record):
+    """The counts of the spikes, for this instruction's outputs, as many as a mask leaves, and its plane."""
     outputs, bits, common = row[ACCUMULATE.outputs], held[HELD.bits], held[HELD.common]
     record[RECORD.work] = held[HELD.work]
+    if row[ACCUMULATE.masks_columns]:
+        mask = memories.channel + row[ACCUMULATE.column_mask]
+        record[RECORD.work] *= live_groups(mask, outputs, sizes.lanes)
+        outputs = live_channels(mask, outputs)
+        record[RECORD.output_buffer_bytes] = pixels_of(row) * outputs * (4 if row[ACCUMULATE.fresh] else 8)
     record[RECORD.sop_bit] = bits * outputs
     record[RECORD.sop_value] = bits * outputs << row[ACCUMULATE.plane]
     record[RECORD.common] = common * outputs

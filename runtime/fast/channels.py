@@ -6,8 +6,8 @@ from numba import njit
 
 from isa.instructions import MOST_COUNT
 from runtime.fast.held import forget_masked
-from runtime.fast.places import COUNT_SPIKES, GUARD
-from runtime.fast.scalar import load_64, load_u16, popcount, store_16
+from runtime.fast.places import ACCUMULATE, COUNT_SPIKES, GUARD, WINDOW
+from runtime.fast.scalar import load_64, load_u16, popcount, store_16, store_64
 from runtime.fast.vector import at_least, choose, store_lanes, vector_load, vector_narrow, vector_splat, vector_unsigned
 
 LANES = 16
@@ -34,15 +34,57 @@ def live_channels(mask, channels):
 
 
 @njit
+def any_live(mask, first, count):
+    """Whether any of `count` channels from `first` on is live."""
+    found = 0
+    for part in range(first, first + count, CHUNK):
+        found |= mask_bits(mask, part, min(first + count - part, CHUNK))
+    return found != 0
+
+
+@njit
 def live_groups(mask, channels, lanes):
     """Groups of `lanes` consecutive channels of which any is live."""
     groups = 0
     for first in range(0, channels, lanes):
-        stop, any_live = min(first + lanes, channels), 0
-        for part in range(first, stop, CHUNK):
-            any_live |= mask_bits(mask, part, min(stop - part, CHUNK))
-        groups += any_live != 0
+        groups += any_live(mask, first, min(lanes, channels - first))
     return groups
+
+
+@njit
+def step_of(row, memories, scratch, step):
+    """Address of one step's spikes of an Accumulate, copied where its row mask leaves any out."""
+    offset = step * row[ACCUMULATE.step_stride]
+    spikes = memories.spike + row[ACCUMULATE.spikes] + offset
+    if not row[ACCUMULATE.masks_rows]:
+        return spikes
+    mask = memories.channel + row[ACCUMULATE.row_mask]
+    copy_masked(row, spikes, mask, mask, scratch.masked + offset)
+    return scratch.masked + offset
+
+
+@njit
+def copy_masked(row, spikes, first_mask, second_mask, target):
+    """One step's spikes of channels that both masks have, and up to six bytes behind every pixel."""
+    size, stride = (row[WINDOW.inputs] + 7) >> 3, row[WINDOW.pixel_stride]
+    for _ in range(row[WINDOW.input_rows] * row[WINDOW.input_columns]):
+        for octet in range(0, size, 8):
+            both = load_64(first_mask + octet) & load_64(second_mask + octet)
+            store_64(target + octet, load_64(spikes + octet) & both)
+        spikes += stride
+        target += stride
+
+
+@njit
+def clear_silent(accumulators, mask, channels, pixels):
+    """Zero for accumulators [pixels, channels] of channels that the mask leaves out."""
+    for first in range(0, channels, LANES):
+        count = min(channels - first, LANES)
+        silent = ~mask_bits(mask, first, count) & ((1 << count) - 1)
+        place = accumulators + 4 * first
+        for _ in range(pixels if silent else 0):
+            store_lanes(place, _splat(0), silent)
+            place += 4 * channels
 
 
 @njit

@@ -16,6 +16,7 @@ from typing import Any
 from numba import njit
 from numba.core.registry import cpu_target
 
+from runtime.fast.channels import step_of
 from runtime.fast.dot import dot, interleave, vector_join, vector_repeat
 from runtime.fast.places import ACCUMULATE, MULTIPLY
 from runtime.fast.scalar import copy_bytes, load_64, load_u32
@@ -263,8 +264,7 @@ def accumulate_dense(code, index, planes, memories, scratch):
     fill(scratch.image, image_bytes(row), 0)
     for step in range(row[ACCUMULATE.steps]):
         for plane in range(planes):
-            spikes = memories.spike + code[index + plane, ACCUMULATE.spikes] + step * row[ACCUMULATE.step_stride]
-            unpack_spikes(row, spikes, plane, scratch.image)
+            unpack_spikes(row, step_of(code[index + plane], memories, scratch, step), plane, scratch.image)
         place = 4 * step * row[ACCUMULATE.rows] * row[ACCUMULATE.columns] * row[ACCUMULATE.outputs]
         accumulators = memories.output + row[ACCUMULATE.accumulators] + place
         add_up_step(shape, scratch.image, scratch.packed, scratch.zeros, accumulators, 0)

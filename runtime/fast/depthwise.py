@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from numba import njit
 
+from runtime.fast.channels import clear_silent, copy_masked, live_channels
 from runtime.fast.lockstep import work_in_lockstep
 from runtime.fast.pairs import EMPTY_CYCLES, WORD, count_words, difference, put_tail, work_of_rounds
-from runtime.fast.places import DEPTHWISE
+from runtime.fast.places import DEPTHWISE, WINDOW
 from runtime.fast.scalar import load_64, store_32
 from runtime.fast.vector import choose, store_lanes, vector_load, vector_splat, vector_store, vector_widen
 from runtime.record import RECORD
@@ -25,7 +26,7 @@ def depthwise(row, memories, scratch, sizes, record):
     sums_a_step = row[DEPTHWISE.rows] * row[DEPTHWISE.columns] * row[DEPTHWISE.inputs]
     bits, read = 0, 0
     for step in range(row[DEPTHWISE.steps]):
-        spikes = memories.spike + row[DEPTHWISE.spikes] + step * row[DEPTHWISE.step_stride]
+        spikes = step_left(row, memories, scratch, step)
         accumulators = memories.output + row[DEPTHWISE.accumulators] + 4 * step * sums_a_step
         depthwise_step(row, spikes, memories.weight + row[DEPTHWISE.weights], accumulators)
         sum_rows(row, spikes, scratch)
@@ -35,14 +36,35 @@ def depthwise(row, memories, scratch, sizes, record):
     record[RECORD.sop_bit] = bits
     record[RECORD.sop_value] = bits << row[DEPTHWISE.plane]
     record[RECORD.words_read] = read
-    record[RECORD.words_skipped] = words_inside(row) - read
+    record[RECORD.words_skipped] = taps_inside(row) * ((row[DEPTHWISE.inputs] + 15) >> 4) - read
     record[RECORD.weight_buffer_bytes] = 16 * read
     record[RECORD.spike_buffer_bytes] = 2 * read
     if sizes.port == WORD:
-        spikes = memories.spike + row[DEPTHWISE.spikes]
+        masked = row[DEPTHWISE.masks_rows] or row[DEPTHWISE.masks_columns]
+        spikes = scratch.masked if masked else memories.spike + row[DEPTHWISE.spikes]
         record[RECORD.work] = work_in_lockstep(row, spikes, False, True, sizes)
     else:
         record[RECORD.work] = work_of_rounds(row, scratch, sizes)
+    if row[DEPTHWISE.masks_columns]:
+        mask, channels = memories.channel + row[DEPTHWISE.column_mask], row[DEPTHWISE.inputs]
+        pixels = row[DEPTHWISE.steps] * row[DEPTHWISE.rows] * row[DEPTHWISE.columns]
+        clear_silent(memories.output + row[DEPTHWISE.accumulators], mask, channels, pixels)
+        each = 4 if row[DEPTHWISE.fresh] else 8
+        record[RECORD.output_buffer_bytes] = pixels * live_channels(mask, channels) * each
+
+
+@njit
+def step_left(row, memories, scratch, step):
+    """Address of one step's spikes, copied where channel masks leave any out."""
+    offset = step * row[DEPTHWISE.step_stride]
+    spikes = memories.spike + row[DEPTHWISE.spikes] + offset
+    if not row[DEPTHWISE.masks_rows] and not row[DEPTHWISE.masks_columns]:
+        return spikes
+    row_mask, column_mask = memories.channel + row[DEPTHWISE.row_mask], memories.channel + row[DEPTHWISE.column_mask]
+    first = row_mask if row[DEPTHWISE.masks_rows] else column_mask
+    second = column_mask if row[DEPTHWISE.masks_columns] else row_mask
+    copy_masked(row, spikes, first, second, scratch.masked + offset)
+    return scratch.masked + offset
 
 
 @njit
@@ -123,13 +145,13 @@ def count_step(row, scratch, step):
 
 
 @njit
-def words_inside(row):
-    """Spike words under all taps inside the borders."""
-    stride, rows, columns = row[DEPTHWISE.stride], 0, 0
-    for r in range(row[DEPTHWISE.rows]):
-        y = r * stride - row[DEPTHWISE.top]
-        rows += min(y + row[DEPTHWISE.kernel_rows], row[DEPTHWISE.input_rows]) - max(y, 0)
-    for c in range(row[DEPTHWISE.columns]):
-        x = c * stride - row[DEPTHWISE.left]
-        columns += min(x + row[DEPTHWISE.kernel_columns], row[DEPTHWISE.input_columns]) - max(x, 0)
-    return row[DEPTHWISE.steps] * rows * columns * ((row[DEPTHWISE.inputs] + 15) >> 4)
+def taps_inside(row):
+    """Pairs of output pixels and input pixels inside the borders, of all steps and of any window."""
+    stride, rows, columns = row[WINDOW.stride], 0, 0
+    for r in range(row[WINDOW.rows]):
+        y = r * stride - row[WINDOW.top]
+        rows += min(y + row[WINDOW.kernel_rows], row[WINDOW.input_rows]) - max(y, 0)
+    for c in range(row[WINDOW.columns]):
+        x = c * stride - row[WINDOW.left]
+        columns += min(x + row[WINDOW.kernel_columns], row[WINDOW.input_columns]) - max(x, 0)
+    return row[WINDOW.steps] * rows * columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from isa.word import Region, Traffic
+from runtime.fast.channels import any_live, mask_bits
 from runtime.fast.held import forget
 from runtime.fast.places import LOAD, STORE
 from runtime.fast.scalar import copy_bytes, load_u32, popcount, store_16, store_32, store_64
@@ -78,10 +79,52 @@ def buffer_at(memories, region):
 
 
 @njit
+def dram_at(memories, address):
+    """Where a byte of DRAM lies: in the program's memory, or behind it in the input's own."""
+    if address < memories.memory_bytes:
+        return memories.memory + address
+    return memories.private + address - memories.memory_bytes
+
+
+@njit
+def load_masked(row, memories, sizes, record):
+    """The pieces of a Load that the channel masks leave, stretch by stretch; a burst holds bytes of one stretch."""
+    rows, size, burst, merged = row[LOAD.rows], row[LOAD.bytes], sizes.burst_bytes, merged_loops(row)
+    row_mask, column_mask = memories.channel + row[LOAD.row_mask], memories.channel + row[LOAD.column_mask]
+    stretch, bursts, moved = 0, 0, 0
+    for block in range(row[LOAD.blocks]):
+        for run in range(rows):
+            there = dram_at(memories, row[LOAD.source])
+            there += block * row[LOAD.dram_block_stride] + run * row[LOAD.dram_row_stride]
+            here = memories.weight + row[LOAD.target]
+            here += block * row[LOAD.buffer_block_stride] + run * row[LOAD.buffer_row_stride]
+            row_lives = not row[LOAD.masks_rows] or mask_bits(row_mask, run, 1) != 0
+            for first in range(0, size, burst):
+                count = min(burst, size - first)
+                if row_lives and (not row[LOAD.masks_columns] or any_live(column_mask, first, count)):
+                    copy_bytes(here + first, there + first, count)
+                    stretch += count
+                else:
+                    bursts += (stretch + burst - 1) // burst
+                    moved += stretch
+                    stretch = 0
+            if merged == 0 or (merged == 1 and run == rows - 1):
+                bursts += (stretch + burst - 1) // burst
+                moved += stretch
+                stretch = 0
+    record[RECORD.work] = bursts + (stretch + burst - 1) // burst
+    record[RECORD.dram_weight_bytes] = moved + stretch
+    record[RECORD.weight_buffer_bytes] = moved + stretch
+
+
+@njit
 def copy(row, loads, memories, scratch, sizes, record):
     """All runs of a Load or Store; the two have the same columns but for which address is which."""
+    if loads and (row[LOAD.masks_rows] or row[LOAD.masks_columns]):
+        load_masked(row, memories, sizes, record)
+        return
     dram, near = (row[LOAD.source], row[LOAD.target]) if loads else (row[STORE.target], row[STORE.source])
-    far = memories.memory + dram if dram < memories.memory_bytes else memories.private + dram - memories.memory_bytes
+    far = dram_at(memories, dram)
     here, size, rows = buffer_at(memories, row[LOAD.region]), row[LOAD.bytes], row[LOAD.rows]
     compressed, merged = row[LOAD.traffic] == COMPRESSED, merged_loops(row)
     mask_bytes = (size // 2 + 7) >> 3

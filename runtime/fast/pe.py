@@ -6,10 +6,13 @@ from typing import Any
 
 from numba import njit
 
+from runtime.fast.channels import any_live, clear_silent, live_channels
 from runtime.fast.dense import HAS_DOT, multiply_dense
+from runtime.fast.depthwise import taps_inside
 from runtime.fast.places import ACCUMULATE, MULTIPLY
 from runtime.fast.scalar import load_i8, load_i32
 from runtime.fast.vector import store_lanes, vector_load, vector_splat, vector_store, vector_widen
+from runtime.record import RECORD
 
 MOST_EVENTS = 256
 """So many int8 weights always fit a 16-bit sum."""
@@ -104,11 +107,13 @@ _multiply_64, _multiply_32, _multiply_16 = _multiply_block(64), _multiply_block(
 
 
 @njit
-def accumulate_step(row, weights, accumulators, events, starts):
-    """Add all events of one step to its accumulators, in blocks of outputs."""
-    outputs = row[ACCUMULATE.outputs]
+def accumulate_step(row, memories, weights, accumulators, events, starts):
+    """Add all events of one step to its accumulators, in blocks of outputs, those left out of which none is live."""
+    outputs, mask = row[ACCUMULATE.outputs], memories.channel + row[ACCUMULATE.column_mask]
     for first in range(0, outputs, 64):
         kept = min(outputs - first, 64)
+        if row[ACCUMULATE.masks_columns] and not any_live(mask, first, kept):
+            continue
         if kept > 32:
             _accumulate_64(row, weights + first, accumulators + 4 * first, kept, events, starts)
         elif kept > 16:
@@ -118,11 +123,33 @@ def accumulate_step(row, weights, accumulators, events, starts):
 
 
 @njit
-def multiply(row, memories, scratch):
-    """All steps of a Multiply."""
+def multiply(row, memories, scratch, record):
+    """All steps of a Multiply, and what a channel mask leaves of its counts."""
     if HAS_DOT and row[MULTIPLY.outputs] >= 16:
         multiply_dense(row, memories, scratch)
-        return
+    else:
+        multiply_blocks(row, memories)
+    if row[MULTIPLY.masks_columns]:
+        leave_out(row, memories, record)
+
+
+@njit
+def leave_out(row, memories, record):
+    """Clear the accumulators of silent outputs, and count the others."""
+    outputs, mask = row[MULTIPLY.outputs], memories.channel + row[MULTIPLY.column_mask]
+    pixels = row[MULTIPLY.steps] * row[MULTIPLY.rows] * row[MULTIPLY.columns]
+    clear_silent(memories.output + row[MULTIPLY.accumulators], mask, outputs, pixels)
+    channels = live_channels(mask, outputs)
+    record[RECORD.mac] = taps_inside(row) * row[MULTIPLY.inputs] * channels
+    record[RECORD.work] = record[RECORD.mac]
+    taps = row[MULTIPLY.kernel_rows] * row[MULTIPLY.kernel_columns]
+    record[RECORD.weight_buffer_bytes] = taps * row[MULTIPLY.inputs] * channels
+    record[RECORD.output_buffer_bytes] = pixels * channels * (4 if row[MULTIPLY.fresh] else 8)
+
+
+@njit
+def multiply_blocks(row, memories):
+    """All steps, in blocks of outputs."""
     outputs = row[MULTIPLY.outputs]
     weights = memories.weight + row[MULTIPLY.weights]
     for step in range(row[MULTIPLY.steps]):

@@ -76,6 +76,8 @@ class Scratch(NamedTuple):
     """int64 [window, pairs of the machine]: cycles of each PE."""
     head: int
     """int32 [width, width + 16]: keys times values of one head."""
+    masked: int
+    """Spikes as an Accumulate's or Depthwise's channel masks leave them, laid out as in the spike buffer."""
     tail: int
     """64 bytes: ones where the last 512 channels of a pixel have any."""
     planes: int

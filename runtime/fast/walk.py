@@ -76,7 +76,7 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
             elif opcode == FIRE:
                 fire(row, memories, scratch, sizes, record[index])
             elif opcode == MULTIPLY:
-                pe.multiply(row, memories, scratch)
+                pe.multiply(row, memories, scratch, record[index])
             elif opcode == ATTEND:
                 sfu.attend(row, memories, scratch)
             elif opcode == SUM:
@@ -141,6 +141,7 @@ class Workspace:
             "common": np.zeros(sizes.pixels, np.int32),
             "read": np.zeros(sizes.pixels, np.int32),
             "pairs": np.zeros(sizes.pairs, np.int32),
+            "masked": np.zeros(sizes.masked + 256, np.uint8),
             "busy": np.zeros(machine.window * machine.pairs, np.int64),
             "head": np.zeros(sizes.head, np.int32),
             "tail": np.zeros(64, np.uint8),

@@ -12,8 +12,10 @@ from runtime.state import State
 Live = NDArray[np.bool_]
 
 
-def live_channels(state: State, mask: int, channels: int) -> Live:
-    """[channels]: whose bit of the channel mask is 1; bits behind the last channel are dropped."""
+def live_channels(state: State, masked: int, mask: int, channels: int) -> Live:
+    """[channels]: whose bit of the channel mask is 1, if there is one; bits behind the last channel are dropped."""
+    if not masked:
+        return np.ones(channels, np.bool_)
     octets = state.channel[mask : mask + 2 * words_of(channels)]
     return np.unpackbits(octets, bitorder="little")[:channels].astype(np.bool_)
 

@@ -73,7 +73,7 @@ def _accumulators(each: Fire | Rescale, state: State) -> Integers:
 
 def _live(each: Fire, state: State) -> Live:
     """[outputs]: the channels that no mask leaves out."""
-    return live_channels(state, each.mask, each.outputs) if each.masked else np.ones(each.outputs, np.bool_)
+    return live_channels(state, each.masked, each.mask, each.outputs)
 
 
 def _count_masked(each: Fire, live: Live, machine: Machine, record: Integers) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate, Depthwise, Multiply, Window, words_of
+from isa.instructions import ACCUMULATOR_BYTES, Accumulate, Depthwise, Multiply, Window, words_of
 from isa.machine import Machine
 from runtime.record import RECORD
+from runtime.reference.channels import Live, live_channels, live_groups
 from runtime.reference.spikes import Bits, bits_of, int32_at, put_int32, read_words, word_indices, words_from
 from runtime.state import State
 
@@ -20,39 +21,64 @@ Value = TypeVar("Value", bound=np.generic)
 
 def accumulate(each: Accumulate, state: State, machine: Machine, share: bool, record: Integers) -> None:
     """accumulator += (spikes @ weights) << plane, counted as the PEs do it."""
-    gathered = _spikes_under_taps(each, state)
-    _add(each, state, _product(each, gathered, state) << each.plane)
-    check_range(each.mnemonic, state.output, each.accumulators, gathered[..., 0, 0].size * each.outputs, machine)
-    _count(each, gathered, machine, share and bool(each.share), record)
+    gathered, live = _spikes_under_taps(each, state), _live(each, state, each.outputs)
+    sums = _product(each, gathered, state) << each.plane
+    _add(each, state, sums, live)
+    check_range(each.mnemonic, state.output, each.accumulators, sums.size, machine)
+    _count(each, gathered, live, machine, share and bool(each.share), record)
+    if each.masks_columns:
+        record[RECORD.work] *= live_groups(live, machine.lanes)
+        record[RECORD.output_buffer_bytes] = _accumulator_bytes(each, live)
 
 
 def depthwise(each: Depthwise, state: State, machine: Machine, record: Integers) -> None:
     """accumulator += (spikes * weights summed over taps) << plane, channel by channel."""
-    gathered = _spikes_under_taps(each, state)
+    gathered, live = _spikes_under_taps(each, state), _live(each, state, each.inputs)
+    gathered = np.where(live, gathered, 0)
     size = gathered.shape[3] * each.inputs
     weights = state.weight[each.weights : each.weights + size].view(np.int8).reshape(-1, each.inputs)
     sums = np.einsum("srctk,tk->srck", gathered.astype(np.int64), weights.astype(np.int64))
-    _add(each, state, sums << each.plane)
+    _add(each, state, sums << each.plane, live)
     check_range(each.mnemonic, state.output, each.accumulators, sums.size, machine)
     _count_depthwise(each, gathered, machine, record)
+    if each.masks_columns:
+        record[RECORD.output_buffer_bytes] = _accumulator_bytes(each, live)
 
 
-def _spikes_under_taps(each: Accumulate | Depthwise, state: State) -> NDArray[np.generic]:
-    """Bits [steps, rows, columns, tap, inputs]."""
+def _live(each: Accumulate | Depthwise | Multiply, state: State, channels: int) -> Live:
+    """[channels]: the output channels that no mask leaves out."""
+    return live_channels(state, each.masks_columns, each.column_mask, channels)
+
+
+def _accumulator_bytes(each: Accumulate | Depthwise | Multiply, live: Live) -> int:
+    """What is read and written of the accumulators left."""
+    accumulated = each.steps * each.rows * each.columns * int(live.sum()) * ACCUMULATOR_BYTES
+    return accumulated if each.fresh else 2 * accumulated
+
+
+def _spikes_under_taps(each: Accumulate | Depthwise, state: State) -> Bits:
+    """Bits [steps, rows, columns, tap, inputs], 0 where the row mask has a 0."""
     strides = (each.step_stride, each.pixel_stride)
     counts = (each.steps, each.input_rows * each.input_columns)
     words = read_words(state, word_indices(each.spikes, strides, counts, words_of(each.inputs)))
-    return taps(each, bits_of(words, each.inputs))
+    bits = bits_of(words, each.inputs)
+    return taps(each, bits * live_channels(state, each.masks_rows, each.row_mask, each.inputs))
 
 
-def multiply(each: Multiply, state: State, machine: Machine) -> None:
+def multiply(each: Multiply, state: State, machine: Machine, record: Integers) -> None:
     """accumulator += values @ weights, int8 both."""
     pixels = each.input_rows * each.input_columns
     steps = each.step_stride * np.arange(each.steps)[:, None, None]
     places = each.values + steps + each.pixel_stride * np.arange(pixels)[:, None] + np.arange(each.inputs)
     gathered = taps(each, state.spike.view(np.int8)[places])
-    _add(each, state, _product(each, gathered, state))
-    check_range(each.mnemonic, state.output, each.accumulators, gathered[..., 0, 0].size * each.outputs, machine)
+    sums, live = _product(each, gathered, state), _live(each, state, each.outputs)
+    _add(each, state, sums, live)
+    check_range(each.mnemonic, state.output, each.accumulators, sums.size, machine)
+    if each.masks_columns:
+        channels = int(live.sum())
+        record[RECORD.work] = record[RECORD.mac] = each.taps * each.steps * each.inputs * channels
+        record[RECORD.weight_buffer_bytes] = each.kernel_rows * each.kernel_columns * each.inputs * channels
+        record[RECORD.output_buffer_bytes] = _accumulator_bytes(each, live)
 
 
 def taps(each: Window, values: NDArray[Value], outside: int = 0) -> NDArray[Value]:
@@ -75,9 +101,10 @@ def _product(each: Accumulate | Multiply, gathered: NDArray[np.generic], state: 
     return sums.astype(np.int64).reshape(each.steps, each.rows, each.columns, each.outputs)
 
 
-def _add(each: Accumulate | Depthwise | Multiply, state: State, sums: Integers) -> None:
+def _add(each: Accumulate | Depthwise | Multiply, state: State, sums: Integers, live: Live) -> None:
+    """Add sums [..., channels] to the accumulators; those of channels that are not live become 0."""
     before = 0 if each.fresh else int32_at(state.output, each.accumulators, sums.size).reshape(sums.shape)
-    put_int32(state.output, each.accumulators, before + sums)
+    put_int32(state.output, each.accumulators, np.where(live, before + sums, 0))
 
 
 def check_range(what: str, output: NDArray[np.uint8], address: int, count: int, machine: Machine) -> None:
@@ -103,21 +130,23 @@ def _pairs(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
     return even[:, :, 0::2].reshape(shape).astype(np.int64), even[:, :, 1::2].reshape(shape).astype(np.int64)
 
 
-def _count(each: Accumulate, gathered: NDArray[np.generic], machine: Machine, share: bool, record: Integers) -> None:
+def _count(each: Accumulate, gathered: Bits, live: Live, machine: Machine, share: bool, record: Integers) -> None:
+    """What the PEs do for the outputs left; the work of one pass over them."""
+    outputs = int(live.sum())
     left, right = _pairs(gathered)
     inside = np.maximum(*_pairs(_inside(each)[None]))[0]
     bits, both = left + right, left & right
     tasks = bits - both if share else bits
     common = both.sum(axis=(2, 3))
     union_words = words_from((left | right).astype(np.uint8))
-    record[RECORD.sop_bit] = bits.sum() * each.outputs
-    record[RECORD.sop_value] = bits.sum() * each.outputs << each.plane
-    record[RECORD.common] = common.sum() * each.outputs
-    record[RECORD.merges] = 2 * each.outputs * np.count_nonzero(common) if share else 0
+    record[RECORD.sop_bit] = bits.sum() * outputs
+    record[RECORD.sop_value] = bits.sum() * outputs << each.plane
+    record[RECORD.common] = common.sum() * outputs
+    record[RECORD.merges] = 2 * outputs * np.count_nonzero(common) if share else 0
     record[RECORD.words_read] = np.count_nonzero(union_words)
     all_words = each.steps * int(inside.sum()) * words_of(each.inputs)
     record[RECORD.words_skipped] = all_words - record[RECORD.words_read]
-    record[RECORD.weight_buffer_bytes] = tasks.sum() * each.outputs
+    record[RECORD.weight_buffer_bytes] = tasks.sum() * outputs
     record[RECORD.spike_buffer_bytes] = 2 * record[RECORD.words_read]
     overhead = 4 + (2 * (common > 0) if share else np.zeros_like(common))
     width = -(-tasks.shape[3] // 16) * 16

@@ -66,7 +66,7 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
         case Depthwise():
             pe.depthwise(each, state, machine, record)
         case Multiply():
-            pe.multiply(each, state, machine)
+            pe.multiply(each, state, machine, record)
         case Attend():
             sfu.attend(each, state, machine)
         case Sum():

@@ -206,7 +206,8 @@ def sums_of_values(draw: st.DrawFn) -> SumValues:
 
 @st.composite
 def rescales(draw: st.DrawFn) -> Rescale:
-    """From both widths to both, with or without an addend, in place or not."""
+    """From both widths to both, with or without an addend, in place or not, of every step or one or none."""
+    absent = draw(RARELY)
     return Rescale(
         accumulators=0,
         constants=4 * draw(st.integers(0, 9)),
@@ -217,8 +218,10 @@ def rescales(draw: st.DrawFn) -> Rescale:
         outputs=draw(CHANNELS),
         divisor=draw(st.sampled_from([0, 1, 12, 30, 63])),
         adds=draw(FLAG),
-        narrow=draw(FLAG),
+        narrow=0 if absent else draw(FLAG),
         small=draw(FLAG),
+        still=0 if absent else draw(FLAG),
+        absent=absent,
     )
 
 

@@ -45,8 +45,21 @@ def add(row, memories, scratch):
 
 
 @njit
-def rescale(row, memories):
+def rescale(row, memories, scratch):
     """All values, in the order in which they lie: a result that starts where an operand does never passes it."""
+    sums, pixels = memories.output + row[RESCALE.accumulators], row[RESCALE.pixels]
+    size, outputs = 2 if row[RESCALE.narrow] else 4, row[RESCALE.outputs]
+    if row[RESCALE.absent]:
+        sums, size = scratch.zeros, 0
+    step_sums = 0 if row[RESCALE.still] else size * pixels * outputs
+    for step in range(row[RESCALE.steps]):
+        rescale_pixels(row, memories, sums, size, step * pixels)
+        sums += step_sums
+
+
+@njit
+def rescale_pixels(row, memories, sums, sum_bytes, first_pixel):
+    """The values of one step, `first_pixel` in the result, from accumulators of `sum_bytes` (0: one and the same)."""
     outputs, adds, small, narrow = row[RESCALE.outputs], row[RESCALE.adds], row[RESCALE.small], row[RESCALE.narrow]
     bias = memories.constant + row[RESCALE.constants]
     multiplier = bias + 4 * outputs
@@ -54,10 +67,10 @@ def rescale(row, memories):
     shift, half = _splat(divisor), _splat(1 << (divisor - 1) if divisor else 0)
     top = 1 << (7 if small else 15)
     lowest, highest = _splat(-top), _splat(top - 1)
-    sums, addend = memories.output + row[RESCALE.accumulators], memories.output + row[RESCALE.addend]
-    result = memories.output + row[RESCALE.result]
-    sum_bytes, result_bytes = 2 if narrow else 4, 1 if small else 2
-    for _ in range(row[RESCALE.steps] * row[RESCALE.pixels]):
+    result_bytes = 1 if small else 2
+    addend = memories.output + row[RESCALE.addend] + 2 * first_pixel * outputs
+    result = memories.output + row[RESCALE.result] + result_bytes * first_pixel * outputs
+    for _ in range(row[RESCALE.pixels]):
         for first in range(0, outputs, LANES):
             place = sums + sum_bytes * first
             values = _widen(_load_16s(place)) if narrow else _widen(_load_32s(place))

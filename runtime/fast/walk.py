@@ -94,7 +94,7 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
             elif opcode == SUM_VALUES:
                 sfu.sum_values(row, memories)
             elif opcode == RESCALE:
-                elementwise.rescale(row, memories)
+                elementwise.rescale(row, memories, scratch)
             elif opcode == MASK:
                 elementwise.mask(row, memories, scratch)
             elif opcode == POOL_VALUES:

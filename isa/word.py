@@ -166,7 +166,9 @@ class Access:
 class Cost:
     """cycles = fixed + ceil(work * numerator / denominator); `work` is what the unit measured on the data.
 
-    Work is the sum over rounds for `Accumulate`, bursts for a copy that moves spikes, and 0 for all others.
+    Work is the sum over rounds for `Accumulate` and `Depthwise`, and bursts for a copy that moves spikes. Under channel
+    masks it is what they leave: bursts of a `Load`, passes times rounds, multiplications, groups of neurons. 0 for all
+    others.
     """
 
     fixed: int

@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import Accumulate, Attend, Copy, Depthwise, Layer, Multiply, Store, Window
+from isa.instructions import (
+    SPIKE_WORD_BYTES,
+    Accumulate,
+    Attend,
+    Copy,
+    Depthwise,
+    Layer,
+    Multiply,
+    Store,
+    Window,
+    words_of,
+)
 from isa.machine import Machine
 from isa.program import Program
 from isa.word import Instruction, Region, Unit, field_names
@@ -62,6 +73,12 @@ def _masks_inputs(each: Accumulate | Depthwise) -> bool:
 
 def _input_bytes(each: Accumulate | Depthwise) -> int:
     return each.extents()["spikes"].span
+
+
+def _overlap(each: Window) -> bool:
+    """Whether words belong to several pixels, other than the same ones of several steps."""
+    step_bytes = (_pixels(each) - 1) * each.pixel_stride + SPIKE_WORD_BYTES * words_of(each.inputs)
+    return each.pixel_stride < SPIKE_WORD_BYTES * words_of(each.inputs) or 0 < each.step_stride < step_bytes
 
 
 def _padded_pixels(each: Window) -> int:
@@ -198,3 +215,5 @@ def _check_addresses(program: Program) -> None:
             raise CStepError(f"{where}: region=0 (dram); a copy goes between DRAM and a buffer")
         if isinstance(each, Accumulate) and each.steps * _pixels(each) * each.inputs > 1 << 24:
             raise CStepError(f"{where}: input pixels overlap; they must lie side by side in the spike buffer")
+        if isinstance(each, Accumulate | Depthwise) and _masks_inputs(each) and _overlap(each):
+            raise CStepError(f"{where}: input pixels overlap; under channel masks every one needs bytes of its own")

@@ -136,7 +136,10 @@ class Load(Copy, opcode=0x01, unit=Unit.DMA):
         return super().cost(machine)
 
     def counts(self) -> dict[str, int]:
-        return {} if self.is_masked else super().counts()
+        if not self.is_masked:
+            return super().counts()
+        rows, columns = mask_bytes(self.rows), mask_bytes(self.bytes)
+        return {"channel_buffer_bytes": rows * self.masks_rows + columns * self.masks_columns}
 
     def check(self) -> None:
         super().check()

@@ -122,6 +122,8 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
         """`sop_dense` once a layer's input, so in plane 0 only; everything else depends on the spikes."""
         accumulated = self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES
         return {
+            "channel_buffer_bytes": mask_bytes(self.inputs) * self.masks_rows
+            + mask_bytes(self.outputs) * self.masks_columns,
             "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs * self.outputs,
             "output_buffer_bytes": 0 if self.masks_columns else accumulated if self.fresh else 2 * accumulated,
         }
@@ -172,6 +174,7 @@ class Depthwise(Window, opcode=0x11, unit=Unit.PE):
         """`sop_dense` once a layer's input, so in plane 0 only; everything else depends on the spikes."""
         accumulated = self.steps * self.rows * self.columns * self.inputs * ACCUMULATOR_BYTES
         return {
+            "channel_buffer_bytes": mask_bytes(self.inputs) * (self.masks_rows + self.masks_columns),
             "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs,
             "output_buffer_bytes": 0 if self.masks_columns else accumulated if self.fresh else 2 * accumulated,
         }
@@ -220,9 +223,10 @@ class Multiply(Window, opcode=0x20, unit=Unit.SFU):
         return Cost(SFU_FILL + ceil_divide(self.multiplications, machine.sfu_multipliers))
 
     def counts(self) -> dict[str, int]:
-        """With `masks_columns` all but the reads of the input depend on the mask."""
+        """With `masks_columns` all but the reads of the input and of the mask depend on the mask."""
         if self.masks_columns:
-            return {"spike_buffer_bytes": self.taps * self.steps * self.inputs}
+            read = self.taps * self.steps * self.inputs
+            return {"spike_buffer_bytes": read, "channel_buffer_bytes": mask_bytes(self.outputs)}
         accumulated = self.steps * self.rows * self.columns * self.outputs * ACCUMULATOR_BYTES
         return {
             "mac": self.multiplications,

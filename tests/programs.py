@@ -167,10 +167,11 @@ def decide(threshold: int) -> Decide:
     )
 
 
-def step_code(step: int, guarded: bool) -> list[Instruction]:
+def step_code(step: int, guarded: bool, head: int = 2) -> list[Instruction]:
     """One timestep of the small program, membranes kept on chip, up to logits of all timesteps so far in the output.
 
     `guarded`: the first neurons' spikes of timestep 0 are counted, and what never spiked then guards the linear layer.
+    `head` is the layer that the classifier counts for.
     """
     first, one = step == 0, {"steps": 1}
     counts = {"counted": 1, "counts_fresh": 1, "counts_at": GUARD_COUNTS} if guarded and first else {}
@@ -201,6 +202,7 @@ def step_code(step: int, guarded: bool) -> list[Instruction]:
         ),
         Layer(index=2),
         *(replace(head_sum(plane), **one, fresh=int(first and plane == 0)) for plane in range(2)),
+        Layer(index=head),
         Classify(
             features=8192, weights=AT["head"], constants=2 * CONSTANTS, logits=8448, inputs=CHANNELS,
             outputs=CLASSES, fresh=1, drop=0,
@@ -214,8 +216,8 @@ def exit_program(threshold: int, guarded: bool = False, exits: bool = True) -> P
     code = with_tokens(
         [
             *small_code()[:4],
-            *step_code(0, guarded),
-            *([Layer(index=3), decide(threshold), Exit(steps=1)] if exits else []),
+            *step_code(0, guarded, head=3 if exits else 2),
+            *([decide(threshold), Exit(steps=1)] if exits else []),
             *step_code(1, guarded),
             End(),
         ]

@@ -207,7 +207,7 @@ def test_run_writes_a_report(here: Path, says: Says, tmp_path: Path) -> None:
     )  # fmt: skip
     assert "same logits" in out
     report = json.loads((tmp_path / "a/report/report.json").read_text())
-    assert report["schema_version"] == "cstep-report/2"
+    assert report["schema_version"] == "cstep-report/3"
     assert report["inputs"]["count"] == 5
     assert report["program"] == cstep.load(here / "net.cstep").digest
     assert sorted(path.name for path in (tmp_path / "a/report").iterdir()) == [

@@ -22,7 +22,7 @@ from runtime.report.numbers import scale_for
 from runtime.report.report import Inputs, Report, accuracy_of, layer_units, make_report
 from runtime.report.terminal import ReportTable
 from runtime.report.write import as_csv, as_html, as_json, write_report
-from tests.programs import small_program
+from tests.programs import exit_program, small_program
 
 PROGRAM = small_program()
 TABLE = "cacti-28nm-lop"
@@ -118,7 +118,7 @@ def test_accuracy_only_with_labels() -> None:
 
 def test_json_reads_back(report: Report) -> None:
     values = json.loads(as_json(report))
-    assert values["schema_version"] == "cstep-report/2"
+    assert values["schema_version"] == "cstep-report/3"
     assert values["program"] == PROGRAM.digest
     assert values["machine"]["sources"]["lanes"]
     assert Report.model_validate_json(as_json(report)) == report
@@ -164,11 +164,47 @@ def test_the_table_fits_a_terminal(report: Report) -> None:
     console.print(ReportTable(report, TABLE))
     text = console.export_text()
     lines = text.splitlines()
-    names = [line.split()[0] for line in lines[3:7]]
+    names = [line.split()[0] for line in lines[4:8]]
     assert names == ["sop_dense", "sop_bit", "sop_union", "sop_hw"]
     assert "same logits" in text
     assert "top-1" in text
     assert "…" not in text
+
+
+@pytest.fixture(scope="module")
+def decided() -> Report:
+    """Of a program with an exit that some inputs take, and with a guard."""
+    program = exit_program(5500, guarded=True)
+    x = np.random.default_rng(3).standard_normal((INPUTS, 2, 4, 4)).astype(np.float32)
+    done = run(program, quantise_input(program, x))
+    inputs = Inputs(source="random", digest="0", count=INPUTS)
+    return make_report(program, inputs, done.counters.summed(), done.steps, None, share=True)
+
+
+def test_what_deciding_costs_has_lines_of_its_own(decided: Report) -> None:
+    lines = {each.name: each for each in decided.overheads}
+    for name, counter in (("exit decisions", "exit_decisions"), ("early counts", "guard_counts")):
+        assert lines[name].mean == decided.figure(counter).per_input.mean > 0
+    assert lines["mask building"].mean == 8 and lines["membrane spill"].mean == 0
+    assert lines["heads at exit points"].mean == decided.layers[3].figures["mac"] == 8 * 3
+    for table in energy_tables():
+        at_exit = decided.layers[3].figures[f"energy {table}"]
+        both = lines["heads at exit points"].energy[table] + lines["exit decisions"].energy[table]
+        assert both == pytest.approx(at_exit) and lines["exit decisions"].energy[table] > 0
+
+
+def test_exit_rate_and_timesteps_are_shown(decided: Report) -> None:
+    assert decided.exits and 0 < decided.exit_rate < 1
+    assert sum(decided.steps_taken.values()) == pytest.approx(1)
+    assert decided.steps_taken[1] == pytest.approx(decided.exit_rate)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(ReportTable(decided, TABLE))
+    text = console.export_text()
+    assert f"exit rate {decided.exit_rate:.2%} (measured): {decided.steps_taken[1]:.2%} after 1, " in text
+    assert "heads at exit points" in text and "membrane spill" not in text
+    page = as_html(decided, TABLE)
+    assert all(f"<td>{each.name}</td>" in page for each in decided.overheads)
+    assert "after 1, " in page
 
 
 def test_the_listing_counts_every_word() -> None:

@@ -17,7 +17,7 @@ from tests.programs import NEVER, decide, exit_program
 from tests.test_verify import refused
 
 EXITS = exit_program(NEVER, guarded=True)
-"""Words 6, 7: early counts and their mask; 17: the logits; 19, 20: decide and exit; 27, 28: what the mask guards."""
+"""Words 6, 7: early counts and their mask; 18: the logits; 19, 20: decide and exit; 27, 28: what the mask guards."""
 
 
 def exits_with(*edits: tuple[int, Instruction | None]) -> Program:
@@ -46,8 +46,8 @@ def changed(number: int, **changes: int) -> tuple[int, Instruction]:
     ("program", "message"),
     [
         (exits_with((19, None)), "code word 19: exit: no decide since the exit before it; each exit needs one"),
-        (exits_with((20, None)), "code word 34: end: no exit acts on word 19 (decide) before it"),
-        (exits_with((21, decide(0))), "code word 35: end: no exit acts on word 21 (decide) before it"),
+        (exits_with((20, None)), "code word 35: end: no exit acts on word 19 (decide) before it"),
+        (exits_with((21, decide(0))), "code word 36: end: no exit acts on word 21 (decide) before it"),
         (exits_with((20, decide(0))), "code word 20: decide: no exit acts on word 19 (decide) before it"),
         (
             exits_with(changed(20, steps=2)),
@@ -55,12 +55,12 @@ def changed(number: int, **changes: int) -> tuple[int, Instruction]:
         ),
         (exits_with(changed(19, outputs=2)), "code word 19: decide: outputs=2; the output has 3 classes, and all dec"),
         (
-            exits_with((17, None)),
+            exits_with((18, None)),
             "code word 19: exit: no word wrote all of the output DRAM[576..587] before it",
         ),
         (
-            exits_with((34, None)),
-            "code word 34: end: no word wrote all of the output DRAM[576..587] since word 20 (exit)",
+            exits_with((35, None)),
+            "code word 35: end: no word wrote all of the output DRAM[576..587] since word 20 (exit)",
         ),
     ],
 )
@@ -69,7 +69,7 @@ def test_exits_are_checked(program: Program, message: str) -> None:
 
 
 def test_exits_come_in_order() -> None:
-    again = [*EXITS.code[16:18], *EXITS.code[19:21]]
+    again = EXITS.code[17:21]
     code = with_tokens([*EXITS.code[:21], *again, *EXITS.code[21:]])
     header = EXITS.header.model_copy(update={"timesteps": 3})
     rows = EXITS.source_map.copy()
@@ -123,8 +123,8 @@ AGAIN = Guard(counts_at=0, mask=64, channels=8, threshold=3)
             "code word 29: accumulate: reads WEIGHT[144], whose channel mask was written again since word 27 loaded it",
         ),
         (
-            exits_with(changed(33, weights=144)),
-            "code word 33: classify: reads WEIGHT[144], which word 27 loaded only if bit 0 of CHANNEL[64] is set; it",
+            exits_with(changed(34, weights=144)),
+            "code word 34: classify: reads WEIGHT[144], which word 27 loaded only if bit 0 of CHANNEL[64] is set; it",
         ),
     ],
 )

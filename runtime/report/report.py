@@ -24,8 +24,9 @@ from runtime.report.figures import (
     origin_of,
     steps_figure,
 )
+from runtime.report.overheads import Overhead, has_exits, overheads_of
 
-SCHEMA = "cstep-report/2"
+SCHEMA = "cstep-report/3"
 
 
 class Inputs(Strict):
@@ -101,7 +102,7 @@ class EnergyTable(Strict):
 class Report(Strict):
     """Everything that report.json holds."""
 
-    schema_version: Literal["cstep-report/2"] = SCHEMA
+    schema_version: Literal["cstep-report/3"] = SCHEMA
     program: str
     """The program's digest."""
     provenance: Provenance
@@ -111,13 +112,22 @@ class Report(Strict):
     sharing_on: bool
     """Whether the figures are with pair sharing."""
     accuracy: Accuracy | None
+    exits: bool
+    """Whether the program has exit points; without, every input runs all timesteps, and no window costs a spill."""
     exit_rate: float
     """Fraction of the inputs that stopped before the last timestep."""
     figures: tuple[Figure, ...]
     histograms: tuple[Histogram, ...]
     layers: tuple[LayerFigures, ...]
+    overheads: tuple[Overhead, ...]
     sharing: Sharing | None
     energy: tuple[EnergyTable, ...]
+
+    @property
+    def steps_taken(self) -> dict[int, float]:
+        """Fraction of the inputs by how many timesteps they ran."""
+        counts = next(each.counts for each in self.histograms if each.name == "steps")
+        return {steps: count / sum(counts) for steps, count in enumerate(counts, 1) if count}
 
     def figure(self, name: str) -> Figure:
         """The figure of that name."""
@@ -160,10 +170,12 @@ def make_report(
         inputs=inputs,
         sharing_on=share,
         accuracy=accuracy,
+        exits=has_exits(program),
         exit_rate=float((steps < program.header.timesteps).mean()),
         figures=(*figures, steps_figure(steps)),
         histograms=histograms_of(counters.inputs, steps),
         layers=_layers(program, counters),
+        overheads=overheads_of(program, counters),
         sharing=sharing,
         energy=tuple(_energy_table(counters, energy_table(name)) for name in energy_tables()),
     )

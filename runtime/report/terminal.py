@@ -25,6 +25,8 @@ class ReportTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self._heading()
         yield self._figures()
+        if any(each.mean for each in self.report.overheads):
+            yield self._overheads()
         if self.report.sharing is not None:
             yield self._sharing()
 
@@ -39,9 +41,15 @@ class ReportTable:
         if report.accuracy is not None:
             accuracy = report.accuracy
             yield f"top-1 [bold]{accuracy.value:.2%}[/] ({accuracy.correct} of {accuracy.inputs}, measured)"
-
-        if report.exit_rate:
-            yield f"exit rate [bold]{report.exit_rate:.2%}[/] of the inputs stopped before timestep {report.timesteps}"
+        if report.exits:
+            mean = report.figure("steps").per_input.mean
+            taken = ", ".join(f"{rate:.2%} after {steps}" for steps, rate in report.steps_taken.items())
+            yield (
+                f"exit rate [bold]{report.exit_rate:.2%}[/] (measured): {taken} of {report.timesteps} timesteps, "
+                f"mean {mean:.3f}"
+            )
+        else:
+            yield f"no exit points: every input runs all {report.timesteps} timesteps"
         if report.inputs.calibrated:
             yield (
                 f"[bold red]warning: calibration data == test data[/]: the program was calibrated on "
@@ -58,6 +66,21 @@ class ReportTable:
                 unit, *texts = _scaled(figure.per_input, figure.unit)
                 table.add_row(name, *texts, unit, figure.origin)
         return table
+
+    def _overheads(self) -> Table:
+        """What deciding costs; it is part of the figures above."""
+        report, table = self.report, self.energy.removeprefix("energy ")
+        rows = Table("overhead, mean", "", "unit", "energy", "of all", box=None, pad_edge=False)
+        for column in (rows.columns[1], *rows.columns[3:]):
+            column.justify = "right"
+        whole = report.figure(self.energy).per_input.mean
+        for each in report.overheads:
+            scale, spent = scale_for(each.mean, each.unit), scale_for(each.energy[table], "pJ")
+            energy = f"{spent.text(each.energy[table])} {spent.unit}" if each.energy[table] else "not charged"
+            share = f"{each.energy[table] / whole:.2%}" if whole else ""
+            if each.mean:
+                rows.add_row(each.name, scale.text(each.mean), scale.unit, energy, share)
+        return rows
 
     def _sharing(self) -> Table:
         sharing = self.report.sharing

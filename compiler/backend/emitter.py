@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,11 +13,17 @@ from compiler.backend.memory import StreamInfo, TrainInfo
 from compiler.ir.cstep import BYTES, OPS, BufferOp, ConstantOp, LayerOp
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation, Plain
-from isa.instructions import Load, Store
+from isa.instructions import SPIKE_WORD_BYTES, Load, Store
 from isa.word import Instruction, Region, Traffic
 
 Place = tuple[SSAValue, int]
 """A buffer and a byte offset into it."""
+MOST_RUN = 512
+"""Bytes of the spike words of the most channels that a layer has."""
+
+
+MASKED_BY = {"row_mask": "masks_rows", "column_mask": "masks_columns"}
+"""The flag of each channel mask of an instruction."""
 
 
 @dataclass
@@ -75,13 +81,16 @@ class Emitter:
         counts: tuple[int, int] = (1, 1),
         dram_strides: tuple[int, int] = (0, 0),
         buffer_strides: tuple[int, int] = (0, 0),
+        masks: Mapping[str, Place] | None = None,
     ) -> None:
-        """blocks x rows runs of `run` bytes; strides of a count of 1 are 0."""
+        """blocks x rows runs of `run` bytes; strides of a count of 1 are 0. `masks`: row_mask, column_mask or both."""
         ends = {"source": dram, "target": buffer} if kind is Load else {"source": buffer, "target": dram}
         blocks, rows = counts
+        masks = masks or {}
         self.instruction(
             kind,
-            ends,
+            {**ends, **masks},
+            **{MASKED_BY[name]: 1 for name in masks},
             region=region,
             traffic=traffic,
             blocks=blocks,
@@ -104,16 +113,21 @@ class Emitter:
         pixels: tuple[int, int],
         words: tuple[int, int],
         planes: int,
+        held_steps: int = 0,
     ) -> None:
-        """A tile of a train, [plane][step][pixel][word] packed in the buffer; each pair is (first, count)."""
+        """A tile of a train, [plane][step][pixel][word] packed in the buffer; each pair is (first, count).
+
+        `held_steps` are the timesteps of a plane in the buffer, where they are more than those that are copied.
+        """
         held, offset = buffer if isinstance(buffer, tuple) else (buffer, 0)
         run = words[1] * 2
         whole = words[1] == info.words
         rows, length = (1, pixels[1] * run) if whole else (pixels[1], run)
         step_bytes = pixels[1] * run
-        plane_bytes = steps[1] * step_bytes
-        start = steps[0] * info.step_bytes + pixels[0] * info.pixel_bytes + words[0] * 2
-        merged = steps[1] == info.steps  # planes then follow each other as steps do
+        plane_bytes = (held_steps or steps[1]) * step_bytes
+        start = (0 if info.is_still else steps[0] * info.step_bytes) + pixels[0] * info.pixel_bytes + words[0] * 2
+        merged = steps[1] == info.steps == (held_steps or steps[1])  # planes then follow each other as steps do
+        step_stride = 0 if info.is_still and not merged else info.step_bytes
         for plane in range(1 if merged else planes):
             self.copy(
                 kind,
@@ -123,9 +137,31 @@ class Emitter:
                 Traffic.SPIKE,
                 length,
                 (planes * steps[1] if merged else steps[1], rows),
-                (info.step_bytes, info.pixel_bytes),
+                (step_stride, info.pixel_bytes),
                 (step_bytes, run),
             )
+
+    def clear_train(
+        self,
+        buffer: Place,
+        *,
+        planes: tuple[int, int],
+        steps: tuple[int, int],
+        held_steps: int,
+        pixels: int,
+        words: int,
+    ) -> None:
+        """Zero some planes and timesteps of a tile of a train in the spike buffer; each pair is (first, count)."""
+        if not planes[1]:
+            return
+        source = self.constant("zeros", lambda: np.zeros(MOST_RUN, np.uint8))
+        run = words * SPIKE_WORD_BYTES
+        step_bytes = pixels * run
+        held, offset = buffer
+        for plane in range(planes[0], planes[0] + planes[1]):
+            place = (held, offset + (plane * held_steps + steps[0]) * step_bytes)
+            counts = (steps[1], pixels)
+            self.copy(Load, (source, 0), place, Region.SPIKE, Traffic.SPIKE, run, counts, (0, 0), (step_bytes, run))
 
     def copy_stream(
         self,
@@ -144,7 +180,8 @@ class Emitter:
         run = channels[1] * info.value_bytes
         whole = channels[1] == info.channels
         rows, length = (1, pixels[1] * run) if whole else (pixels[1], run)
-        start = steps[0] * info.step_bytes + pixels[0] * info.pixel_bytes + channels[0] * info.value_bytes
+        start = (0 if info.is_still else steps[0] * info.step_bytes) + pixels[0] * info.pixel_bytes
+        start += channels[0] * info.value_bytes
         self.copy(
             kind,
             (dram, start),
@@ -153,7 +190,7 @@ class Emitter:
             traffic,
             length,
             (steps[1], rows),
-            (info.step_bytes, info.pixel_bytes),
+            (0 if info.is_still else info.step_bytes, info.pixel_bytes),
             (pixels[1] * run, run),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
@@ -11,7 +12,6 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.match import (
     geometry_of,
-    head_of,
     level_constants,
     lif_constants,
     refuse,
@@ -19,11 +19,14 @@ from compiler.backend.match import (
     tokens_summed,
     weights_of,
 )
+from compiler.backend.match_guards import guards_of, neurons_behind, with_guards
+from compiler.backend.match_head import head_of, logit_adds
 from compiler.backend.memory import ImageInfo, StreamInfo, TrainInfo
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
     DilateStage,
+    EndedStage,
     HeadSumStage,
     MaskStage,
     Neurons,
@@ -36,8 +39,10 @@ from compiler.backend.stages import (
     Timing,
     WeightedStage,
 )
+from compiler.backend.views import Views, least
 from compiler.ir import spike
 from compiler.ir.network import Network
+from compiler.ir.operation import SpikeOperation
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import shaped
 from isa.errors import CStepError
@@ -46,6 +51,8 @@ MAX_PLANES = 7
 """Planes that the instruction set's fields hold."""
 STREAM_BOUNDS = {(-(1 << 15), (1 << 15) - 1): 2, (-(1 << 7), (1 << 7) - 1): 1}
 """Bounds of a stream's integers -> bytes of a value."""
+EndedParts = tuple[str, str, tuple[SSAValue, ...], SSAValue, Neurons | Rescaling, SSAValue | None]
+"""The fields that all stages with an end have."""
 
 
 def plan_stages(network: Network) -> Plan:
@@ -58,10 +65,14 @@ class _Grouper:
         self.network = network
         self.stages: list[Stage] = []
         self.values: dict[SSAValue, TrainInfo | StreamInfo] = {}
-        self.aliases: dict[SSAValue, SSAValue] = {}
+        self.views = Views.of(network)
+        self.logit_adds = logit_adds(network)
+        made = [op.result_type for op in network.operations() if isinstance(op, SpikeOperation) and op.results]
+        self.timesteps = max((kind.steps or 1 for kind in made), default=1)
         self.image: ImageInfo | None = None
         self.image_value: SSAValue | None = None
-        self.fused: dict[SSAValue, spike.Add] = {}
+        self.fused: dict[SSAValue, tuple[spike.Add, SSAValue]] = {}
+        """What neurons or a rescale make -> the add that is done with them, and what it adds to them."""
         self.labels: Counter[str] = Counter()
 
     def run(self) -> Plan:
@@ -74,29 +85,29 @@ class _Grouper:
             self._visit(op)
         if self.image is None or self.image_value is None:
             raise CStepError("the network has no input that a layer reads")
-        steps = {info.steps for info in self.values.values()}
-        if len(steps) != 1:
-            raise CStepError(f"the network's trains have T = {sorted(steps)}; one T is supported")
-        timesteps = steps.pop()
-        timing = Timing(timesteps, timesteps, timesteps)
-        ordered = [replace(stage, timing=timing) for stage in _in_dependence_order(self.stages)]
-        return Plan(ordered, self.values, self.image, self.image_value, timesteps, self.aliases)
-
-    def _alias(self, value: SSAValue) -> SSAValue:
-        while value in self.aliases:
-            value = self.aliases[value]
-        return value
+        guards = guards_of(self.stages, self.views)
+        stages = [with_guards(stage, guards) for stage in self._in_order()]
+        return Plan(stages, self.values, self.image, self.image_value, self.timesteps, self.views, guards)
 
     def _find_addend(self, add: spike.Add, order: dict[HouseOperation, int]) -> None:
-        """An add right behind neurons or a rescale that nothing else reads is done with them; of two, the later."""
+        """An add right behind neurons or a rescale that nothing else reads is done with them; of two, the later.
+
+        Of neurons with fewer timesteps too: what is added then goes on alone.
+        """
         ends = [
-            operand
-            for operand in add.operands
-            if isinstance(operand.owner, spike.IntegerLif | spike.Rescale) and len(list(operand.uses)) == 1
+            (end.results[0], add.operands[1 - index])
+            for index, operand in enumerate(add.operands)
+            if (end := _end_behind(operand)) is not None and not self._is_ahead(end, add)
         ]
         if ends:
-            last = max(ends, key=lambda value: order[value.owner])  # type: ignore[index]
-            self.fused[last] = add
+            last, addend = max(ends, key=lambda found: order[found[0].owner])  # type: ignore[index]
+            self.fused[last] = add, addend
+
+    def _is_ahead(self, end: spike.IntegerLif | spike.Rescale, add: spike.Add) -> bool:
+        """Whether neurons fire for all timesteps at once, while what is added comes with time."""
+        align = self.views.memory(end.operands[0]).owner
+        still = isinstance(align, spike.Align) and self.views.is_still(align.operands[0])
+        return isinstance(end, spike.IntegerLif) and still and add.result_type.steps is not None
 
     def _visit(self, op: HouseOperation) -> None:
         match op:
@@ -108,6 +119,8 @@ class _Grouper:
                 self._neurons(op)
             case spike.Rescale():
                 self._end(op, op.operands[0], rescale_constants(op, self.network))
+            case spike.Extend() | spike.Truncate() | spike.Repeat() | spike.Guard():
+                pass  # the same bytes
             case spike.Add():
                 self._add(op)
             case spike.MaxPool():
@@ -117,8 +130,8 @@ class _Grouper:
             case spike.Output():
                 self._head(op)
             case (
-                spike.Input() | spike.Repeat() | spike.Align() | spike.Conv() | spike.Linear() | spike.Attention()
-                | spike.Sum() | spike.SumTime() | spike.HeadSum()
+                spike.Input() | spike.Align() | spike.Conv() | spike.Linear() | spike.Attention()
+                | spike.Sum() | spike.SumTime() | spike.RunningSum() | spike.Exit() | spike.HeadSum()
             ):  # fmt: skip
                 pass  # part of what consumes it
             case _:
@@ -134,15 +147,11 @@ class _Grouper:
     def _layout(self, op: spike.Reshape | spike.Transpose) -> None:
         """The image comes with channels last; pixels may be regrouped, nothing else."""
         value = op.operands[0]
-        if self._alias(value) is self.image_value and isinstance(op, spike.Transpose):
-            if op.get("order") == (1, 2, 0):
-                self.aliases[op.results[0]] = value
-                return
-            raise refuse(op, "the image must go to a convolution as HxWxC")
-        if isinstance(op, spike.Reshape) and op.result_type.sizes[-1] == op.operand_type().sizes[-1]:
-            self.aliases[op.results[0]] = value
-            return
-        raise refuse(op, f"moves {op.operand_type()} to {op.result_type}; channels must stay the last dimension")
+        if isinstance(op, spike.Transpose) and self.views.memory(value) is self.image_value:
+            if op.results[0] not in self.views.aliases:
+                raise refuse(op, "the image must go to a convolution as HxWxC")
+        elif isinstance(op, spike.Transpose) or op.results[0] not in self.views.aliases:
+            raise refuse(op, f"moves {op.operand_type()} to {op.result_type}; channels must stay the last dimension")
 
     def _label(self, op: HouseOperation) -> str:
         """The op's label, numbered where an op before it has the same: layers and buffers go by their names."""
@@ -150,30 +159,37 @@ class _Grouper:
         count = self.labels[op.label]
         return op.label if count == 1 else f"{op.label}.{count}"
 
-    def _made(self, value: SSAValue) -> SSAValue:
+    def _made(self, value: SSAValue, timing: Timing) -> SSAValue:
         """Register the train or stream that a value is."""
         kind, owner = shaped(value.type), value.owner
         assert isinstance(owner, HouseOperation)
-        if kind.steps is None:
-            raise refuse(owner, f"{kind} has no time; the machine computes trains")
         pixels, channels, element = prod(kind.sizes[:-1]), kind.sizes[-1], kind.element
+        is_still = kind.steps is None
         if element.is_count:
             if element.planes > MAX_PLANES:
                 raise refuse(
                     owner,
                     f"counts up to {element.bounds[1]} need {element.planes} planes; at most {MAX_PLANES}",
                 )
-            self.values[value] = TrainInfo(owner.label, kind.steps, pixels, channels, element.planes)
+            self.values[value] = TrainInfo(
+                owner.label, timing.steps, pixels, channels, element.planes, is_still=is_still
+            )
         elif element.bounds in STREAM_BOUNDS:
             size = STREAM_BOUNDS[element.bounds]
-            self.values[value] = StreamInfo(owner.label, kind.steps, pixels, channels, size)
+            self.values[value] = StreamInfo(owner.label, timing.steps, pixels, channels, size, is_still)
         else:
             raise refuse(owner, f"{kind} is no train of spikes or counts and no stream of 8 or 16 bits")
         return value
 
+    def _timing(self, result: SSAValue, inputs: Iterable[SSAValue]) -> Timing:
+        """The timesteps of a stage that works on trains or streams as they lie in DRAM."""
+        steps = self.views.live(result) or 1
+        lives = {self.views.live(value) or steps for value in inputs}
+        return Timing(steps, steps, steps, shaped(result.type).steps is None, _cuts(lives, steps))
+
     def _stream_bytes(self, value: SSAValue) -> int:
         """Bytes of a stream's values, 0 for a train; the image has values of one byte."""
-        value = self._alias(value)
+        value = self.views.memory(value)
         info = self.values.get(value)
         if isinstance(info, StreamInfo):
             return info.value_bytes
@@ -186,133 +202,163 @@ class _Grouper:
                 raise refuse(op, f"{what} {op.operand_type(index)}; it must be spikes")
 
     def _neurons(self, op: spike.IntegerLif | spike.IntegerLevel) -> None:
-        align = op.operands[0].owner
+        current = op.operands[0]
+        align = self.views.memory(current).owner
         if not isinstance(align, spike.Align):
             raise refuse(op, "its current must come from an align")
+        if any(isinstance(value.owner, spike.Extend) for value in self.views.chain(current)):
+            raise refuse(op, "its current is extended; what is extended must be what the align in front of it takes")
         constants = lif_constants if isinstance(op, spike.IntegerLif) else level_constants
         self._end(op, align.operands[0], constants(op, align, self.network))  # type: ignore[arg-type]
 
     def _end(self, op: spike.SpikeOperation, value: SSAValue, end: Neurons | Rescaling) -> None:
         """The stage that makes `value` and ends in `op`, with the add behind it where that is the only reader."""
         result, addend = op.results[0], None
-        add = self.fused.get(result)
-        if add is not None:
-            addend = self._alias(add.operands[1] if add.operands[0] is result else add.operands[0])
+        if result in self.fused:
+            add, addend = self.fused[result]
             result = add.results[0]
-        value = self._alias(value)
-        made, maker = self._made(result), value.owner
+        sums = self.views.memory(value)
+        maker = sums.owner
+        assert isinstance(maker, HouseOperation)
+        inputs = self._summed(op, maker, value)
+        timing = self._end_timing(op, value, inputs, end, (result, addend))
+        made = self._made(result, timing)
         if self._stream_bytes(made) == 1 and addend is not None:
             raise refuse(op, "adds to a stream of 8 bits; streams that are added have 16")
+        first = maker if sums not in self.values else op
+        base = (self._label(first), first.source, inputs, made, end, addend)
+        self.stages.append(replace(self._stage(op, maker, base), timing=timing))
+
+    def _end_timing(
+        self,
+        op: spike.SpikeOperation,
+        value: SSAValue,
+        inputs: tuple[SSAValue, ...],
+        end: Neurons | Rescaling,
+        made: tuple[SSAValue, SSAValue | None],
+    ) -> Timing:
+        """When the sums `value` of `inputs` end in `op`; what is made of them, and of what is added to them."""
+        views, (result, addend) = self.views, made
+        whole, ends = shaped(result.type).steps, op.result_type.steps
+        is_still = views.is_still(value) and (isinstance(end, Neurons) or ends is None)
+        lives = [shaped(each.type).steps for each in views.chain(value)]
+        if not is_still:
+            lives += [views.live(each) for each in inputs]
+        fires = ends or 1
+        sums = min(fires, least(lives) or fires)
+        added = 0 if addend is None else min(views.live(addend) or whole or 1, whole or 1)
+        steps = max(fires, added)
+        changes = {step for step in range(1, len(end.mask)) if end.mask[step] != end.mask[step - 1]}
+        return Timing(steps, sums, fires, is_still, _cuts({sums, fires, added} | changes, steps))
+
+    def _summed(self, op: spike.SpikeOperation, maker: HouseOperation, value: SSAValue) -> tuple[SSAValue, ...]:
+        """What the stage reads that makes `value`. Raises CStepError where there is no such stage."""
         match maker:
-            case spike.Conv() | spike.Linear():
-                self._weighted(maker, end, addend, made)
-            case spike.Attention():
-                self._attention(maker, end, addend, made)
+            case spike.Conv() | spike.Linear() | spike.HeadSum() | spike.Attention():
+                return tuple(maker.operands)
             case spike.Sum():
-                self._sum(maker, end, addend, made)
-            case spike.HeadSum():
-                self._expect_spikes(maker, "sums the heads of")
-                inputs, heads = (self._alias(maker.operands[0]),), maker.get("heads")
-                tokens, channels = maker.operand_type().sizes
-                label, width = self._label(maker), channels // heads
-                self.stages.append(HeadSumStage(label, maker.source, inputs, made, end, addend, tokens, heads, width))
+                return self._sum_inputs(maker)
             case _ if self._stream_bytes(value) == 2:
-                pixels = _pixels(op)
-                self.stages.append(StreamStage(self._label(op), op.source, (value,), made, end, addend, *pixels))
+                return (value,)
             case _:
                 raise refuse(op, "must come from a conv, linear, attention, sum, head sum or 16-bit stream")
 
-    def _weighted(
-        self, op: spike.Conv | spike.Linear, end: Neurons | Rescaling, addend: SSAValue | None, result: SSAValue
-    ) -> None:
-        value = op.operands[0]
-        while isinstance(value.owner, spike.Repeat):
-            value = value.owner.operands[0]
-        value = self._alias(value)
-        stream_bytes = self._stream_bytes(value)
+    def _stage(self, op: spike.SpikeOperation, maker: HouseOperation, base: EndedParts) -> EndedStage:
+        """The stage whose sums `maker` makes and that ends in `op`."""
+        match maker:
+            case spike.Conv() | spike.Linear():
+                return self._weighted(maker, base)
+            case spike.Attention():
+                return self._attention(maker, base)
+            case spike.Sum():
+                return SumStage(*base)
+            case spike.HeadSum():
+                self._expect_spikes(maker, "sums the heads of")
+                tokens, channels = maker.operand_type().sizes
+                heads = maker.get("heads")
+                return HeadSumStage(*base, tokens, heads, channels // heads)
+            case _:
+                return StreamStage(*base, *_pixels(op))
+
+    def _weighted(self, op: spike.Conv | spike.Linear, base: EndedParts) -> WeightedStage:
+        stream_bytes = self._stream_bytes(op.operands[0])
         if stream_bytes > 1:
             raise refuse(op, f"reads {op.operand_type()}; a weighted layer reads spikes, counts or 8-bit values")
         operation, groups, weight = weights_of(op, self.network, is_train=not stream_bytes)
-        self.stages.append(
-            WeightedStage(
-                self._label(op), op.source, (value,), result, end, addend, operation, geometry_of(op), weight, groups
-            )
-        )
+        return WeightedStage(*base, operation, geometry_of(op), weight, groups)
 
-    def _attention(
-        self, op: spike.Attention, end: Neurons | Rescaling, addend: SSAValue | None, result: SSAValue
-    ) -> None:
+    def _attention(self, op: spike.Attention, base: EndedParts) -> AttentionStage:
         for index in range(3):
             element = op.operand_type(index).element
             if not element.is_count or element.planes > MAX_PLANES:
                 raise refuse(op, f"attends to {op.operand_type(index)}; q, k and v must be spikes or counts")
-        inputs = tuple(self._alias(operand) for operand in op.operands)
         (tokens, channels), (keys, values) = op.operand_type(0).sizes, op.operand_type(2).sizes
         heads, values_first = op.get("heads"), op.get("order") == "values"
-        self.stages.append(
-            AttentionStage(
-                self._label(op),
-                op.source,
-                inputs,
-                result,
-                end,
-                addend,
-                heads,
-                tokens,
-                keys,
-                channels // heads,
-                values // heads,
-                values_first,
-            )
-        )
+        return AttentionStage(*base, heads, tokens, keys, channels // heads, values // heads, values_first)
 
-    def _sum(self, op: spike.Sum, end: Neurons | Rescaling, addend: SSAValue | None, result: SSAValue) -> None:
-        value = self._alias(tokens_summed(op, self._alias))
-        inputs: tuple[SSAValue, ...] = (value,)
-        if isinstance(value.owner, spike.Multiply) and value not in self.values:
-            self._expect_spikes(value.owner, "multiplies")
-            inputs = tuple(self._alias(operand) for operand in value.owner.operands)
-        elif value not in self.values or self._stream_bytes(value) == 1:
+    def _sum_inputs(self, op: spike.Sum) -> tuple[SSAValue, ...]:
+        """What a sum over tokens adds up: a train or a stream, or the product of two trains."""
+        value = tokens_summed(op, self.views.memory)
+        summed = self.views.memory(value)
+        if isinstance(summed.owner, spike.Multiply) and summed not in self.values:
+            self._expect_spikes(summed.owner, "multiplies")
+            return tuple(summed.owner.operands)
+        if summed not in self.values or self._stream_bytes(value) == 1:
             raise refuse(op, f"sums {op.operand_type()}; it must be a train or a 16-bit stream")
-        self.stages.append(SumStage(self._label(op), op.source, inputs, result, end, addend))
+        return (value,)
 
     def _head(self, op: spike.Output) -> None:
-        head = head_of(op, self.network, self._alias)
+        head = head_of(op, self.network, self.views)
         for value, part in zip(head.inputs, head.parts, strict=True):
-            info = self.values.get(value)
+            info = self.values.get(self.views.memory(value))
             top = part.shift + info.planes - 1 if isinstance(info, TrainInfo) else part.shift
             if info is None or top > (MAX_PLANES if isinstance(info, TrainInfo) else 0):
                 raise refuse(op, "classifies sums of trains, shifted to the left by a few bits, or of 16-bit streams")
-        self.stages.append(head)
+        cuts = _cuts((part.steps for part in head.parts), self.timesteps)
+        self.stages.append(replace(head, timing=Timing(self.timesteps, self.timesteps, self.timesteps, cuts=cuts)))
+
+    def _in_order(self) -> list[Stage]:
+        """Stages such that each comes after those whose results it reads, otherwise as the model has them."""
+        graph: nx.DiGraph[int] = nx.DiGraph()
+        graph.add_nodes_from(range(len(self.stages)))
+        makes = {stage.result: index for index, stage in enumerate(self.stages) if stage.result is not None}
+        for index, stage in enumerate(self.stages):
+            read = (self.views.memory(value) for value in stage.reads)
+            graph.add_edges_from((makes[value], index) for value in read if value in makes)
+        return [self.stages[index] for index in nx.lexicographical_topological_sort(graph)]
 
     def _add(self, op: spike.Add) -> None:
-        if op in self.fused.values() or op.result_type.steps is None:  # logits: the head adds them
+        operands, kind = tuple(op.operands), op.result_type
+        if any(op is add for add, _ in self.fused.values()) or op in self.logit_adds:  # the head adds logits
             return
-        result = self._made(op.results[0])
-        operands = tuple(self._alias(operand) for operand in op.operands)
-        label, kind = self._label(op), op.result_type
         if kind.element.is_count:
-            self.stages.append(AddStage(label, op.source, operands, result))
+            timing = self._timing(op.results[0], operands)
+            result = self._made(op.results[0], timing)
+            self.stages.append(AddStage(self._label(op), op.source, operands, result, timing=timing))
             return
-        same = Rescaling.identity(kind.sizes[-1])
-        self.stages.append(StreamStage(label, op.source, operands[:1], result, same, operands[1], *_pixels(op)))
+        same, (value, addend) = Rescaling.identity(kind.sizes[-1]), operands
+        timing = self._end_timing(op, value, (value,), same, (op.results[0], addend))
+        base = (self._label(op), op.source, (value,), self._made(op.results[0], timing), same, addend)
+        self.stages.append(StreamStage(*base, *_pixels(op), timing=timing))
 
     def _pool(self, op: spike.MaxPool) -> None:
-        value = self._alias(op.operands[0])
-        if value not in self.values or self._stream_bytes(value) == 1:
+        value = op.operands[0]
+        if self.views.memory(value) not in self.values or self._stream_bytes(value) == 1:
             raise refuse(op, f"pools {op.operand_type()}; it must be spikes, counts or a 16-bit stream")
-        result, channels = self._made(op.results[0]), op.operand_type().sizes[2]
-        self.stages.append(PoolStage(self._label(op), op.source, (value,), result, geometry_of(op), channels))
+        timing = self._timing(op.results[0], (value,))
+        result, channels = self._made(op.results[0], timing), op.operand_type().sizes[2]
+        base = (self._label(op), op.source, (value,), result)
+        self.stages.append(PoolStage(*base, geometry_of(op), channels, timing=timing))
 
     def _mask(self, op: spike.Mask | spike.Multiply | spike.Dilate) -> None:
         if isinstance(op, spike.Multiply) and all(isinstance(use.operation, spike.Sum) for use in op.results[0].uses):
             return  # the sum multiplies
         self._expect_spikes(op, "works on")
-        inputs, result = tuple(self._alias(operand) for operand in op.operands), self._made(op.results[0])
-        channels, label = op.result_type.sizes[-1], self._label(op)
+        inputs, timing = tuple(op.operands), self._timing(op.results[0], op.operands)
+        channels, label, result = op.result_type.sizes[-1], self._label(op), self._made(op.results[0], timing)
         if isinstance(op, spike.Dilate):
             heads = op.get("heads")
-            self.stages.append(DilateStage(label, op.source, inputs, result, heads, channels // heads))
+            self.stages.append(DilateStage(label, op.source, inputs, result, heads, channels // heads, timing=timing))
             return
         sizes, masks = (op.operand_type(index).sizes for index in range(2))
         if isinstance(op, spike.Multiply):
@@ -321,7 +367,7 @@ class _Grouper:
             kind, heads = "equal", 1
         else:
             kind, heads = ("tokens", 1) if len(masks) == 1 else ("heads", masks[1])
-        self.stages.append(MaskStage(label, op.source, inputs, result, kind, heads, channels // heads))
+        self.stages.append(MaskStage(label, op.source, inputs, result, kind, heads, channels // heads, timing=timing))
 
 
 def _pixels(op: spike.SpikeOperation) -> tuple[int, int]:
@@ -331,11 +377,20 @@ def _pixels(op: spike.SpikeOperation) -> tuple[int, int]:
     return pixels, sizes[1] if len(sizes) == 3 else pixels
 
 
-def _in_dependence_order(stages: list[Stage]) -> list[Stage]:
-    """Stages such that each comes after those whose results it reads, otherwise as the model has them."""
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_nodes_from(range(len(stages)))
-    makes = {stage.result: index for index, stage in enumerate(stages) if stage.result is not None}
-    for index, stage in enumerate(stages):
-        graph.add_edges_from((makes[value], index) for value in stage.reads if value in makes)
-    return [stages[index] for index in nx.lexicographical_topological_sort(graph)]
+def _end_behind(operand: SSAValue) -> spike.IntegerLif | spike.Rescale | None:
+    """The neurons or the rescale right behind which an add reads its operand, if it is the only reader."""
+    owner = operand.owner
+    if isinstance(owner, spike.Extend) and len(list(operand.uses)) == 1:
+        operand, owner = owner.operands[0], owner.operands[0].owner
+        if not isinstance(neurons_behind(operand).owner, spike.IntegerLif):
+            return None
+    if neurons_behind(operand) is not operand and len(list(operand.uses)) == 1:
+        operand = neurons_behind(operand)
+        owner = operand.owner
+    is_end = isinstance(owner, spike.IntegerLif | spike.Rescale) and len(list(operand.uses)) == 1
+    return owner if is_end else None  # type: ignore[return-value]
+
+
+def _cuts(steps: Iterable[int], last: int) -> tuple[int, ...]:
+    """Timesteps in the middle at which something changes, in order."""
+    return tuple(sorted({step for step in steps if 0 < step < last}))

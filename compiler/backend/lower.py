@@ -13,7 +13,8 @@ from compiler.backend.emitter import Emitter
 from compiler.backend.group import plan_stages
 from compiler.backend.lower_attention import lower_attention, spread_where_needed
 from compiler.backend.lower_gates import lower_add, lower_dilate, lower_mask
-from compiler.backend.lower_head import lower_head
+from compiler.backend.lower_guards import ChannelMasks
+from compiler.backend.lower_head import has_work, lower_head
 from compiler.backend.lower_pool import lower_pool
 from compiler.backend.lower_streams import lower_stream
 from compiler.backend.lower_sums import lower_head_sum, lower_sum
@@ -55,9 +56,12 @@ class Lowering:
         self._dram: dict[SSAValue, SSAValue] = {}
         self._state: dict[str, SSAValue] = {}
         self._tilings: dict[Demand, Tiling] = {}
+        self.masks = ChannelMasks(self)
         self.window = min(machine.window, plan.timesteps)
         """Timesteps of a window."""
-        self.segments = segments(plan.timesteps, self.window, schedule)
+        head = plan.stages[-1]
+        exits = head.exits.after if isinstance(head, HeadStage) and head.exits else ()
+        self.segments = segments(plan.timesteps, self.window, schedule, exits)
         """What all stages compute before any goes on."""
         self.calls = {stage.label: calls_of(stage.timing, self.segments, self.window) for stage in plan.stages}
         """By label of a stage, in each segment: its calls."""
@@ -153,13 +157,13 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     head = plan.stages[-1]
     if not isinstance(head, HeadStage):
         raise CStepError("the network has no head; it must end in a linear layer that makes the logits")
-    classes = len(head.bias)
-    logits = emit.buffer(Region.DRAM, 4 * classes, "logits")
-    emit.append(OutputOp.make(logits, classes=classes, scale=head.scale))
+    logits = emit.buffer(Region.DRAM, 4 * head.classes, "logits")
+    emit.append(OutputOp.make(logits, classes=head.classes, scale=head.scale))
     for segment in range(len(lowering.segments)):
         for stage in plan.stages:
             for call in lowering.calls[stage.label][segment]:
                 _lower_stage(lowering, stage, call, share, logits)
+                lowering.masks.conclude(stage, call)
     emit.append(OPS[End].of({}))
     return lowered
 
@@ -172,7 +176,8 @@ def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logi
         neurons, fires = (*_pixels(stage), stage.channels), stage.end.label
     inputs = [lowering.plan.info(value) for value in stage.inputs]
     binary = all(isinstance(info, TrainInfo) and info.planes == 1 for info in inputs)
-    lowering.emit.layer(stage.label, stage.source, operation, binary, neurons, fires)
+    if not isinstance(stage, HeadStage) or has_work(stage, call):
+        lowering.emit.layer(stage.label, stage.source, operation, binary, neurons, fires)
     match stage:
         case WeightedStage():
             lower_weighted(lowering, stage, call, share)

@@ -9,7 +9,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.heads import spread_heads
-from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
+from compiler.backend.lower_end import EndTile, Part, Share, Span, Tile, end_demand, end_tile, shares, without_sums
 from compiler.backend.stages import AttentionStage
 from compiler.backend.tile import spans
 from compiler.backend.tile_attention import AttentionTiling, choose_attention
@@ -52,7 +52,8 @@ def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> No
             tile = Tile(query, (head * stage.value_width, channels), (0, query[0]))
             end = end_tile(lowering, stage, part, call, tile)
             made = [
-                _window(lowering, stage, end, (head, tiling.heads), window, tiling.ahead) for window in call.windows
+                _window(lowering, stage, end, (head, tiling.heads), share, tiling.ahead)
+                for share in shares(stage, call)
             ]
             end.prepare(made[0], None)
             end.conclude(made[-1])
@@ -60,9 +61,11 @@ def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> No
     lowering.emit.pipeline(steps)
 
 
-def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span, window: Span, ahead: bool) -> Step:
+def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span, share: Share, ahead: bool) -> Step:
     """One window of a tile: loads of q, k and v (before the work of the step in front), the products, and the end."""
-    tile, step = end.tile, Step()
+    tile, step, window = end.tile, Step(), share.sums
+    if window is None:
+        return without_sums(end, share)
     loads = step.loads if ahead else step.works
     operands: dict[str, SSAValue] = {}
     for name, value, pixels, width in zip(
@@ -76,11 +79,9 @@ def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span
         operands[name] = _load(lowering, stage, loads, name, value, pixels, channels, window)
     size = window[1] * tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
     accumulators = lowering.emit.buffer(Region.OUTPUT, size, f"{stage.label}.accumulators")
-    step.works += [
-        lambda: end.begin(window),
-        lambda: _attend(lowering, stage, window, tile, heads[1], operands, accumulators),
-        lambda: end.finish(window, (accumulators, 0)),
-    ]
+    step.works += [lambda w=each: end.begin(w) for each in share.ends]
+    step.works.append(lambda: _attend(lowering, stage, window, tile, heads[1], operands, accumulators))
+    step.works += [lambda w=each: end.finish(w, (accumulators, 0)) for each in share.ends]
     return step
 
 

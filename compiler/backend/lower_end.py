@@ -12,7 +12,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
 from compiler.backend.memory import TrainInfo
-from compiler.backend.stages import EndedStage, Neurons, Rescaling
+from compiler.backend.stages import EndedStage, Neurons, Rescaling, Stage
 from compiler.backend.tile import EndDemand
 from isa.instructions import CONSTANT_BYTES, SPIKE_WORD_BYTES, Load, words_of
 from isa.word import Region, Traffic
@@ -62,20 +62,29 @@ class EndTile(ABC):
         self.channels = (part.first + tile.channels[0], tile.channels[1])
         """The tile's channels in what the stage makes."""
 
-    def prepare(self, step: Step, constants: SSAValue | None) -> SSAValue:
+    @property
+    def ends(self) -> bool:
+        """Whether currents end in this call; otherwise what is added to them goes on alone."""
+        return self.call.first < self.stage.timing.ends
+
+    def prepare(self, step: Step, constants: SSAValue | None) -> SSAValue | None:
         """Load what is needed once with `step`: constants, unless they are given. Returns the constants."""
-        if constants is None:
+        if constants is None and self.ends:
             constants = self._load_constants(step)
         self.constants = constants
         return constants
+
+    def is_still(self, window: Span, accumulators: Place | None) -> bool:
+        """Whether the timesteps of a window all have the currents of one."""
+        return self.stage.timing.is_still and window[1] > 1 and accumulators is not None
 
     @abstractmethod
     def begin(self, window: Span) -> None:
         """Emit the loads of one window of timesteps, before its currents are computed."""
 
     @abstractmethod
-    def finish(self, window: Span, accumulators: Place) -> None:
-        """Emit the end of one window of timesteps."""
+    def finish(self, window: Span, accumulators: Place | None) -> None:
+        """Emit the end of one window of timesteps; without accumulators, sums of nothing end."""
 
     @abstractmethod
     def conclude(self, step: Step) -> None:
@@ -101,6 +110,38 @@ class EndTile(ABC):
         return target
 
 
+@dataclass(frozen=True)
+class Share:
+    """Timesteps that are summed, and the windows whose currents these are."""
+
+    sums: Span | None
+    """None where nothing is summed. Where the stage's sums are the same at every timestep, those of one."""
+    ends: tuple[Span, ...]
+
+
+def shares(stage: Stage, call: Call) -> list[Share]:
+    """What a call sums, window by window, and then windows without sums."""
+    timing = stage.timing
+    live = tuple(window for window in call.windows if window[0] < timing.sums)
+    rest = [Share(None, (window,)) for window in call.windows if window[0] >= timing.sums]
+    if timing.is_still and live:
+        return [Share((0, 1), live), *rest]
+    return [*(Share(window, (window,)) for window in live), *rest]
+
+
+def summed_steps(stage: Stage, call: Call) -> int:
+    """Timesteps that a call sums."""
+    return sum(share.sums[1] for share in shares(stage, call) if share.sums is not None)
+
+
+def without_sums(end: EndTile, share: Share) -> Step:
+    """The step of windows whose currents are biases alone."""
+    step = Step()
+    for window in share.ends:
+        step.works += [lambda w=window: end.begin(w), lambda w=window: end.finish(w, None)]
+    return step
+
+
 def end_tile(
     lowering: Lowering, stage: EndedStage, part: Part, call: Call, tile: Tile, narrow: bool = False
 ) -> EndTile:
@@ -119,7 +160,7 @@ def end_demand(lowering: Lowering, stage: EndedStage) -> EndDemand:
     has_membrane = isinstance(stage.end, Neurons) and stage.end.has_membrane
     return EndDemand(
         planes=made.planes if isinstance(made, TrainInfo) else 0,
-        adds=stage.addend is not None,
+        adds=stage.addend is not None or (isinstance(stage.end, Rescaling) and stage.timing.sums < stage.timing.ends),
         has_membrane=has_membrane,
         spill=has_membrane and len(lowering.calls_of(stage)) > 1,
         steps=lowering.longest(stage),

@@ -193,6 +193,22 @@ def lower_add(lowering: Lowering, stage: AddStage, call: Call) -> None:
     lowering.emit.pipeline(steps)
 
 
+def _go_on(
+    lowering: Lowering, step: Step, values: tuple[SSAValue, SSAValue], held: SSAValue, window: Span, pixels: Span
+) -> None:
+    """What nothing is added to any more goes on as it is, in the planes of the result."""
+    (value, result), emit = values, lowering.emit
+    info, made = lowering.plan.train(value), lowering.plan.train(result)
+    channels, extra = (0, made.channels), (info.planes, made.planes - info.planes)
+    step.loads.append(lambda: _move(lowering, Load, value, held, window, pixels, channels))
+    step.loads.append(
+        lambda: emit.clear_train(
+            (held, 0), planes=extra, steps=(0, 1), held_steps=1, pixels=pixels[1], words=made.words
+        )
+    )
+    step.stores.append(lambda: _move(lowering, Store, result, held, window, pixels, channels))
+
+
 def _add_tile(lowering: Lowering, stage: AddStage, time: int, pixels: Span) -> Step:
     assert stage.result is not None
     emit, step = lowering.emit, Step()
@@ -206,6 +222,10 @@ def _add_tile(lowering: Lowering, stage: AddStage, time: int, pixels: Span) -> S
         for name, info in trains.items()
     }
     window, channels = (time, 1), (0, made.channels)
+    live = [name for name in ("left", "right") if time < lowering.plan.live(values[name])]
+    if len(live) == 1:
+        _go_on(lowering, step, (values[live[0]], values["result"]), buffers["result"], window, pixels)
+        return step
     step.loads += [
         lambda name=name: _move(lowering, Load, values[name], buffers[name], window, pixels, channels)
         for name in ("left", "right")

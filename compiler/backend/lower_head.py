@@ -1,4 +1,4 @@
-"""The head: sums over tokens and timesteps, and the classifier."""
+"""The head: sums over tokens and timesteps, the classifier, and the exits behind it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xdsl.ir import SSAValue
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span
 from compiler.backend.lower_sums import sum_tile
-from compiler.backend.memory import StreamInfo
+from compiler.backend.memory import StreamInfo, TrainInfo
 from compiler.backend.stages import HeadPart, HeadStage
 from compiler.backend.tile import MAX_COLUMNS, MAX_INPUTS, aligned, largest, spans
-from isa.instructions import ACCUMULATOR_BYTES, Classify, Load, Store
+from isa.instructions import ACCUMULATOR_BYTES, Classify, Decide, Exit, Load, Store
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
@@ -22,18 +22,54 @@ if TYPE_CHECKING:
     from compiler.backend.lower import Lowering
 
 
+MOST_STEPS = 15
+"""Timesteps that one instruction sums."""
+
+
 def lower_head(lowering: Lowering, stage: HeadStage, call: Call, logits: SSAValue) -> None:
-    """Sum the features over tokens and windows; after the last window, classify."""
+    """Sum the features over tokens and windows; classify after the last window, and where the program may end."""
     features = [_sum_part(lowering, stage, part, call) for part in range(len(stage.parts))]
     if call.stop == stage.timing.steps:
-        _classify(lowering, stage, features, logits)
+        _classify(lowering, stage, stage.label, features, stage.bias_after(call.stop), logits)
+    elif stage.is_exit(call.stop):
+        _exit(lowering, stage, call.stop, features, logits)
 
 
-def _sum_part(lowering: Lowering, stage: HeadStage, index: int, call: Call) -> SSAValue:
-    """Add one call's timesteps to the features of a part; between calls they go to DRAM and come back."""
+def has_work(stage: HeadStage, call: Call) -> bool:
+    """Whether the head, the exits apart, has anything to do in a call."""
+    return call.stop == stage.timing.steps or any(call.first < part.steps for part in stage.parts)
+
+
+def _exit(lowering: Lowering, stage: HeadStage, steps: int, features: list[SSAValue | None], logits: SSAValue) -> None:
+    """Classify what has run so far, as a layer of its own, and end the program where that is decided."""
+    exits, emit = stage.exits, lowering.emit
+    assert exits is not None
+    label, index = f"{stage.label}.exit.{steps}", exits.after.index(steps)
+    emit.layer(label, stage.source, "exit", False, (), "")
+    result = _classify(lowering, stage, label, features, stage.bias_after(steps), logits)
+    emit.instruction(
+        Decide,
+        {"logits": (result, 0)},
+        outputs=stage.classes,
+        criterion=exits.criterion,
+        multiplier=exits.multipliers[index],
+        divisor=exits.divisors[index],
+        threshold=exits.thresholds[index],
+    )
+    emit.instruction(Exit, {}, steps=steps)
+
+
+def _sum_part(lowering: Lowering, stage: HeadStage, index: int, call: Call) -> SSAValue | None:
+    """Add one call's timesteps to the features of a part; between calls they go to DRAM and come back.
+
+    None where a call has no timestep of the part, and no logits come of it.
+    """
     emit, part, value = lowering.emit, stage.parts[index], stage.inputs[index]
     info, size = lowering.plan.info(value), part.channels * ACCUMULATOR_BYTES
     name = stage.label if len(stage.parts) == 1 else f"{stage.label}.part.{index}"
+    windows = [window for window in call.windows if window[0] < part.steps]
+    if not windows and not stage.is_exit(call.stop) and call.stop < stage.timing.steps:
+        return None
     features = emit.buffer(Region.OUTPUT, size, f"{name}.features")
 
     def move(kind: type[Load] | type[Store]) -> None:
@@ -42,34 +78,54 @@ def _sum_part(lowering: Lowering, stage: HeadStage, index: int, call: Call) -> S
 
     if not call.is_first:
         move(Load)
+    tile = _part_pixels(lowering, stage, info)
+    channels, lift = (0, part.channels), max(part.shift, 0)
+    steps = [
+        sum_tile(lowering, name, (value,), features, window, pixels, channels, per_step=False, lift=lift)
+        for window in _joined(windows, info)
+        for pixels in spans(info.pixels, tile)
+    ]
+    emit.pipeline(steps)
+    if windows and call.stop < stage.timing.steps:
+        move(Store)
+    return features
+
+
+def _part_pixels(lowering: Lowering, stage: HeadStage, info: TrainInfo | StreamInfo) -> int:
+    """Pixels of a tile of what is summed."""
     room, planes = 2 * lowering.machine.spike_words, 1
     if isinstance(info, StreamInfo):
         held = sum(aligned(each.channels * ACCUMULATOR_BYTES) for each in stage.parts)
         room = lowering.machine.output_buffer_bytes - held
     else:
         planes = info.planes
-    tile = largest(
+    return largest(
         info.pixels,
         lambda pixels: (
             2 * aligned(lowering.window * planes * pixels * info.pixel_bytes) <= room and pixels <= MAX_COLUMNS
         ),
         stage.where,
     )
-    channels, lift = (0, part.channels), max(part.shift, 0)
-    steps = [
-        sum_tile(lowering, name, (value,), features, window, pixels, channels, per_step=False, lift=lift)
-        for window in call.windows
-        for pixels in spans(info.pixels, tile)
-    ]
-    emit.pipeline(steps)
-    if call.stop < stage.timing.steps:
-        move(Store)
-    return features
 
 
-def _classify(lowering: Lowering, stage: HeadStage, features: list[SSAValue], logits: SSAValue) -> None:
+def _joined(windows: list[Span], info: TrainInfo | StreamInfo) -> list[Span]:
+    """The windows, or of a train that is the same at every timestep as few as there can be."""
+    if not windows or isinstance(info, StreamInfo) or not info.is_still:
+        return windows
+    first, stop = windows[0][0], sum(windows[-1])
+    return [(first + start, count) for start, count in spans(stop - first, MOST_STEPS)]
+
+
+def _classify(
+    lowering: Lowering,
+    stage: HeadStage,
+    label: str,
+    features: list[SSAValue | None],
+    bias: NDArray[np.int32],
+    logits: SSAValue,
+) -> SSAValue:
     """Tiles of features and classes, part by part; the first tile of features starts from the bias."""
-    emit, machine, classes = lowering.emit, lowering.machine, len(stage.bias)
+    emit, machine, classes = lowering.emit, lowering.machine, stage.classes
     class_tile = largest(
         classes,
         lambda size: (
@@ -81,20 +137,21 @@ def _classify(lowering: Lowering, stage: HeadStage, features: list[SSAValue], lo
     )
     most = max(part.channels for part in stage.parts)
     input_tile = largest(most, lambda size: 2 * aligned(size * class_tile) <= machine.weight_buffer_bytes, stage.where)
-    result = emit.buffer(Region.OUTPUT, classes * ACCUMULATOR_BYTES, f"{stage.label}.logits")
-    biases = emit.constant(f"{stage.label}.constants", lambda: stage.bias.astype("<i4").view(np.uint8))
+    result = emit.buffer(Region.OUTPUT, classes * ACCUMULATOR_BYTES, f"{label}.logits")
+    biases = emit.constant(f"{label}.constants", lambda: bias.astype("<i4").view(np.uint8))
     steps: list[Step] = []
     for class_span in spans(classes, class_tile):
-        constants = emit.buffer(Region.CONSTANT, class_span[1] * 4, f"{stage.label}.constants_tile")
+        constants = emit.buffer(Region.CONSTANT, class_span[1] * 4, f"{label}.constants_tile")
         first = len(steps)
         for index, part in enumerate(stage.parts):
             tiles = emit.constant(
                 f"{stage.label}.tiles.{index}", lambda p=part: _head_tiles(p.weight, input_tile, class_tile)
             )
             for span in spans(part.channels, input_tile):
-                made = (features[index], tiles, constants, result)
-                fresh = len(steps) == first
-                steps.append(_classify_tile(lowering, stage.label, part, span, class_span, *made, fresh=fresh))
+                held = features[index]
+                assert held is not None
+                made, fresh = (held, tiles, constants, result), len(steps) == first
+                steps.append(_classify_tile(lowering, label, part, span, class_span, *made, fresh=fresh))
         steps[first].loads.insert(
             0,
             lambda c=class_span, b=constants: emit.copy(
@@ -105,6 +162,7 @@ def _classify(lowering: Lowering, stage: HeadStage, features: list[SSAValue], lo
         lambda: emit.copy(Store, (logits, 0), (result, 0), Region.OUTPUT, Traffic.OUTPUT, classes * ACCUMULATOR_BYTES)
     )
     emit.pipeline(steps)
+    return result
 
 
 def _classify_tile(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Place, Step
-from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
+from compiler.backend.lower_end import EndTile, Part, Share, Span, Tile, end_demand, end_tile, shares, without_sums
 from compiler.backend.stages import EndedStage, Rescaling, StreamStage
 from compiler.backend.tile import MAX_OUTPUTS, MAX_PIXELS, aligned, largest, spans, splits
 from isa.instructions import CONSTANT_BYTES, STREAM_BYTES, Load, Rescale, Store
@@ -35,11 +35,15 @@ class StreamTile(EndTile):
 
     def begin(self, window: Span) -> None:
         """Load what is added in one window."""
-        if self.addend is None:
+        if self.addend is None or window[0] >= self.lowering.plan.live(self.addend):
             return
-        size = window[1] * self.tile.pixels[1] * self.tile.channels[1] * STREAM_BYTES
-        self._added[window] = self.emit.buffer(Region.OUTPUT, size, f"{self.label}.addend")
+        self._added[window] = self._buffer(window)
         self._move(Load, self.addend, self._added[window], window)
+
+    def _buffer(self, window: Span) -> SSAValue:
+        """A window of a tile of a stream."""
+        size = window[1] * self.tile.pixels[1] * self.tile.channels[1] * STREAM_BYTES
+        return self.emit.buffer(Region.OUTPUT, size, f"{self.label}.addend")
 
     def _move(self, kind: type[Load] | type[Store], value: SSAValue, buffer: SSAValue | Place, window: Span) -> None:
         self.emit.copy_stream(
@@ -53,11 +57,16 @@ class StreamTile(EndTile):
             channels=self.channels,
         )
 
-    def finish(self, window: Span, accumulators: Place) -> None:
+    def finish(self, window: Span, accumulators: Place | None) -> None:
         """Emit the rescaling of one window of timesteps, and its store."""
+        assert self.constants is not None
         added = self._added.get(window)
-        result: Place = accumulators if added is None else (added, 0)
-        places: dict[str, Place] = {"accumulators": accumulators, "constants": (self.constants, 0), "result": result}
+        result = accumulators if added is None else (added, 0)
+        if result is None:
+            result = (self._buffer(window), 0)
+        places: dict[str, Place] = {"constants": (self.constants, 0), "result": result}
+        if accumulators is not None:
+            places = {"accumulators": accumulators, **places}
         if added is not None:
             places["addend"] = (added, 0)
         self.emit.instruction(
@@ -68,7 +77,8 @@ class StreamTile(EndTile):
             outputs=self.tile.channels[1],
             divisor=self.rescaling.divisor,
             adds=int(added is not None),
-            narrow=int(self.narrow),
+            narrow=int(self.narrow and accumulators is not None),
+            absent=int(accumulators is None),
             small=int(self.info.value_bytes == 1),
         )
         self._move(Store, self.result, result, window)
@@ -102,16 +112,18 @@ def lower_stream(lowering: Lowering, stage: StreamStage, call: Call) -> None:
         for span in spans(info.pixels, pixels):
             tile = Tile(span, channel_span, divmod(span[0], stage.columns))
             end = end_tile(lowering, stage, part, call, tile, narrow=True)
-            made = [_window(lowering, stage, tile, end, window) for window in call.windows]
+            made = [_window(lowering, stage, tile, end, share) for share in shares(stage, call)]
             constants = end.prepare(made[0], constants)
             end.conclude(made[-1])
             steps += made
     lowering.emit.pipeline(steps)
 
 
-def _window(lowering: Lowering, stage: StreamStage, tile: Tile, end: EndTile, window: Span) -> Step:
+def _window(lowering: Lowering, stage: StreamStage, tile: Tile, end: EndTile, share: Share) -> Step:
     """Load one window of a tile of the stream, and end it."""
-    value, emit, step = stage.inputs[0], lowering.emit, Step()
+    value, emit, step, window = stage.inputs[0], lowering.emit, Step(), share.sums
+    if window is None:
+        return without_sums(end, share)
     size = window[1] * tile.pixels[1] * tile.channels[1] * STREAM_BYTES
     held = emit.buffer(Region.OUTPUT, size, f"{stage.label}.stream")
     step.loads.append(
@@ -126,6 +138,7 @@ def _window(lowering: Lowering, stage: StreamStage, tile: Tile, end: EndTile, wi
             channels=tile.channels,
         )
     )
-    step.loads.append(lambda: end.begin(window))
-    step.works.append(lambda: end.finish(window, (held, 0)))
+    for each in share.ends:
+        step.loads.append(lambda w=each: end.begin(w))
+        step.works.append(lambda w=each: end.finish(w, (held, 0)))
     return step

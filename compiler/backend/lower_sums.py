@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
-from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile, step_bytes
+from compiler.backend.lower_end import (
+    EndTile,
+    Part,
+    Share,
+    Span,
+    Tile,
+    end_demand,
+    end_tile,
+    shares,
+    step_bytes,
+    without_sums,
+)
 from compiler.backend.memory import StreamInfo
 from compiler.backend.stages import HeadSumStage, SumStage
 from compiler.backend.tile import MAX_COLUMNS, MAX_OUTPUTS, MAX_PIXELS, aligned, largest, spans, splits
@@ -38,17 +49,22 @@ def lower_sum(lowering: Lowering, stage: SumStage, call: Call) -> None:
     for channel_span in spans(stage.channels, channels):
         end = end_tile(lowering, stage, part, call, Tile((0, 1), channel_span, (0, 0)))
         made: list[Step] = []
-        for window in call.windows:
+        for share in shares(stage, call):
+            window = share.sums
+            if window is None:
+                made.append(without_sums(end, share))
+                continue
             size = window[1] * channel_span[1] * ACCUMULATOR_BYTES
             sums = lowering.emit.buffer(Region.OUTPUT, size, f"{stage.label}.sums")
             made += [
                 sum_tile(lowering, stage.label, stage.inputs, sums, window, span, channel_span, per_step=True)
                 for span in spans(pixels, tokens)
             ]
-            made[-1].works += [
-                lambda w=window, e=end: e.begin(w),
-                lambda w=window, e=end, s=sums: e.finish(w, (s, 0)),
-            ]
+            for each in share.ends:
+                made[-1].works += [
+                    lambda w=each, e=end: e.begin(w),
+                    lambda w=each, e=end, s=sums: e.finish(w, (s, 0)),
+                ]
         end.prepare(made[0], None)
         end.conclude(made[-1])
         steps += made
@@ -92,7 +108,7 @@ def sum_tile(
 ) -> Step:
     """Load one window of a tile of tokens, and add it to the sums; the first tile (of each step) starts them.
 
-    `lift` shifts the sums of a train to the left.
+    `lift` shifts the sums of a train to the left. Trains that are the same at every timestep are loaded once.
     """
     info = lowering.plan.info(inputs[0])
     fresh = int(pixels[0] == 0 and (per_step or window[0] == 0))
@@ -100,12 +116,14 @@ def sum_tile(
         return _sum_stream(lowering, label, inputs[0], info, sums, window, pixels, channels, fresh, per_step)
     emit, step = lowering.emit, Step()
     bytes_of_step = step_bytes(pixels[1], channels[1])
-    plane_bytes = window[1] * bytes_of_step
+    is_still = all(lowering.plan.info(value).is_still for value in inputs)
+    loaded = (0, 1) if is_still else window
+    plane_bytes = loaded[1] * bytes_of_step
     places = {"features": (sums, 0)}
     for name, value in zip(("spikes", "other"), inputs, strict=False):
         held = emit.buffer(Region.SPIKE, info.planes * plane_bytes, f"{label}.{name}")
         places[name] = (held, 0)
-        _load_train(lowering, step, value, held, window, pixels, channels)
+        _load_train(lowering, step, value, held, loaded, pixels, channels)
     for plane in range(info.planes):
         step.works.append(
             lambda plane=plane: emit.instruction(
@@ -115,7 +133,7 @@ def sum_tile(
                 tokens=pixels[1],
                 inputs=channels[1],
                 pixel_stride=words_of(channels[1]) * SPIKE_WORD_BYTES,
-                step_stride=bytes_of_step,
+                step_stride=0 if is_still else bytes_of_step,
                 plane=plane + lift,
                 fresh=int(fresh and plane == 0),
                 per_step=int(per_step),
@@ -189,24 +207,26 @@ def lower_head_sum(lowering: Lowering, stage: HeadSumStage, call: Call) -> None:
     constants: SSAValue | None = None
     for pixels in spans(info.pixels, largest(info.pixels, fits, stage.where)):
         end = end_tile(lowering, stage, part, call, Tile(pixels, (0, stage.heads), (0, pixels[0])))
-        made = [_head_sum(lowering, stage, end, each) for each in call.windows]
+        made = [_head_sum(lowering, stage, end, share) for share in shares(stage, call)]
         constants = end.prepare(made[0], constants)
         end.conclude(made[-1])
         steps += made
     lowering.emit.pipeline(steps)
 
 
-def _head_sum(lowering: Lowering, stage: HeadSumStage, end: EndTile, window: Span) -> Step:
+def _head_sum(lowering: Lowering, stage: HeadSumStage, end: EndTile, share: Share) -> Step:
     """Load one window of a tile of tokens, sum its heads, and fire."""
-    emit, step, pixels = lowering.emit, Step(), end.tile.pixels
+    emit, step, pixels, window = lowering.emit, Step(), end.tile.pixels, share.sums
+    if window is None:
+        return without_sums(end, share)
     channels = stage.heads * stage.width
     bytes_of_step = step_bytes(pixels[1], channels)
     held = emit.buffer(Region.SPIKE, window[1] * bytes_of_step, f"{stage.label}.spikes")
     size = window[1] * pixels[1] * stage.heads * ACCUMULATOR_BYTES
     sums = emit.buffer(Region.OUTPUT, size, f"{stage.label}.sums")
     _load_train(lowering, step, stage.inputs[0], held, window, pixels, (0, channels))
-    step.works += [
-        lambda: end.begin(window),
+    step.works += [lambda w=each: end.begin(w) for each in share.ends]
+    step.works.append(
         lambda: emit.instruction(
             SumHeads,
             {"spikes": (held, 0), "accumulators": (sums, 0)},
@@ -216,7 +236,7 @@ def _head_sum(lowering: Lowering, stage: HeadSumStage, end: EndTile, window: Spa
             width=stage.width,
             pixel_stride=words_of(channels) * SPIKE_WORD_BYTES,
             step_stride=bytes_of_step,
-        ),
-        lambda: end.finish(window, (sums, 0)),
-    ]
+        )
+    )
+    step.works += [lambda w=each: end.finish(w, (sums, 0)) for each in share.ends]
     return step

@@ -9,8 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from compiler.backend.emitter import Place, Step
-from compiler.backend.lower_end import EndTile, Part, Span, Tile, end_demand, end_tile
+from compiler.backend.emitter import MASKED_BY, Place, Step
+from compiler.backend.lower_end import (
+    EndTile,
+    Part,
+    Share,
+    Span,
+    Tile,
+    end_demand,
+    end_tile,
+    shares,
+    summed_steps,
+    without_sums,
+)
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import Neurons, Rescaling, WeightedStage
 from compiler.backend.tile import halo_rows, spans
@@ -56,7 +67,7 @@ class _Weighted:
         self.input = self.plan.info(self.value)
         self.planes = self.input.planes if isinstance(self.input, TrainInfo) else 0
         self.is_image = self.value is self.plan.image_value
-        self.is_still = self.is_image and self.plan.image.is_still
+        self.is_still = self.input.is_still
         self.is_depthwise = stage.operation == "depthwise"
         self.is_tokens = stage.geometry.is_row_of_tokens
         outputs = stage.channels // stage.groups
@@ -67,7 +78,7 @@ class _Weighted:
         self.tiling = self._choose()
         name = stage.label if stage.groups == 1 else f"{stage.label}.group.{group}"
         self.part = Part(name, _channels_of(stage, self.first_output, outputs), self.tiling.outputs, self.first_output)
-        self._weights: tuple[Span, Span, SSAValue] | None = None
+        self._weights: tuple[Span, Span, SSAValue, dict[str, Place]] | None = None
         self._inputs: dict[tuple[Span, Span, int], _Held] = {}
         self._constants: tuple[Span, SSAValue] | None = None
 
@@ -75,18 +86,20 @@ class _Weighted:
         lowering, stage = self.lowering, self.stage
         assert stage.result is not None
         made = self.plan.info(stage.result)
-        calls = len(lowering.calls_of(stage))
+        summed = [summed_steps(stage, call) for call in lowering.calls_of(stage)]
+        calls = sum(map(bool, summed))
         demand = Demand(
             geometry=stage.geometry,
             inputs=self.inputs,
             outputs=self.outputs,
             is_depthwise=self.is_depthwise,
             planes=self.planes,
-            input_steps=1 if self.is_still else lowering.longest(stage),
+            input_steps=1 if self.is_still else max(summed),
+            sum_steps=max(summed),
             end=end_demand(lowering, stage),
             calls=calls,
-            total_steps=calls if self.is_still else self.plan.timesteps,
-            timesteps=1 if self.is_still else self.plan.timesteps,
+            total_steps=calls if self.is_still else sum(summed),
+            timesteps=self.input.steps,
             run=made.run if isinstance(made, TrainInfo) else 0,
             input_run=self.input.run if isinstance(self.input, TrainInfo) else 0,
         )
@@ -115,52 +128,54 @@ class _Weighted:
             tile = Tile((pixels[0] * columns, pixels[1] * columns), outputs, (pixels[0], 0))
         end = end_tile(self.lowering, self.stage, self.part, self.call, tile)
         inputs = [outputs] if self.is_depthwise else spans(self.inputs, self.tiling.inputs)
-        windows = self.call.windows
-        steps: list[Step] = []
-        for number, together in enumerate([(window,) for window in windows] if self.tiling.by_window else [windows]):
-            made = self._round(end, tile, pixels, inputs, together)
-            if number == 0:  # with the last inputs, so that they stay no longer than they must
-                held = self._constants[1] if self._constants and self._constants[0] == outputs else None
-                self._constants = (outputs, end.prepare(made[-1], held))
-            steps += made
+        all_shares = shares(self.stage, self.call)
+        summed = [share for share in all_shares if share.sums is not None]
+        rounds = [[share] for share in summed] if self.tiling.by_window else [summed] if summed else []
+        made = [self._round(end, tile, pixels, inputs, together) for together in rounds] or [[Step()]]
+        held = self._constants[1] if self._constants and self._constants[0] == outputs else None
+        constants = end.prepare(made[0][-1], held)  # with the last inputs, so that they stay no longer than they must
+        self._constants = (outputs, constants) if constants is not None else None
+        steps = [step for each in made for step in each]
+        for share in all_shares[len(summed) :]:
+            steps[-1].works += without_sums(end, share).works
         end.conclude(steps[-1])
         return steps
 
-    def _round(
-        self, end: EndTile, tile: Tile, pixels: Span, inputs: list[Span], windows: tuple[Span, ...]
-    ) -> list[Step]:
+    def _round(self, end: EndTile, tile: Tile, pixels: Span, inputs: list[Span], together: list[Share]) -> list[Step]:
         """Accumulate some windows over all inputs, and end them."""
         group = f"{self.stage.label}.accumulators"
         accumulated = tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
-        first, count = windows[0][0], sum(steps for _, steps in windows)
+        windows = [(share.sums, share.ends) for share in together if share.sums is not None]
+        first, count = windows[0][0][0], sum(window[1] for window, _ in windows)
         shared = self.emit.buffer(Region.OUTPUT, count * accumulated, group) if len(inputs) > 1 else None
         steps: list[Step] = []
         for index, span in enumerate(inputs):
             step = Step()
-            weights = self._load_weights(step, span, tile.channels)
+            weights = self._load_weights(step, span, tile.channels, windows[0][0])
             held = self._load_inputs(step, pixels, span, first, count)
-            for window in windows:
+            for window, ends in windows:
                 if shared is None:
                     place = (self.emit.buffer(Region.OUTPUT, window[1] * accumulated, group), 0)
                 else:
                     place = (shared, (window[0] - first) * accumulated)
                 if shared is None:
-                    step.works.append(lambda w=window: end.begin(w))
+                    step.works += [lambda w=each: end.begin(w) for each in ends]
                 step.works.append(
                     lambda w=window, p=place, i=index, s=span, n=weights, h=held: self._accumulate(
                         w, pixels, s, tile.channels, n, h, p, i == 0
                     )
                 )
                 if shared is None:
-                    step.works.append(lambda w=window, p=place: end.finish(w, p))
+                    step.works += [lambda w=each, p=place: end.finish(w, p) for each in ends]
             steps.append(step)
         if shared is not None:
-            for window in windows:
+            for window, ends in windows:
                 offset = (window[0] - first) * accumulated
-                steps[-1].works += [
-                    lambda w=window: end.begin(w),
-                    lambda w=window, o=offset: end.finish(w, (shared, o)),
-                ]
+                for each in ends:
+                    steps[-1].works += [
+                        lambda w=each: end.begin(w),
+                        lambda w=each, o=offset: end.finish(w, (shared, o)),
+                    ]
         return steps
 
     def _input_rows(self, pixels: Span) -> tuple[Span, int]:
@@ -206,7 +221,9 @@ class _Weighted:
             "step_stride": 0 if self.is_still else step_bytes,
         }
         offset = 0 if self.is_still else (window[0] - held.first) * step_bytes
-        places: dict[str, Place] = {"weights": (weights, 0), "accumulators": accumulators}
+        guards = self._guards(window, inputs, outputs)
+        fields |= dict.fromkeys((MASKED_BY[name] for name in guards), 1)
+        places: dict[str, Place] = {"weights": (weights, 0), "accumulators": accumulators, **guards}
         instruction = self.emit.instruction
         if not self.planes:
             values = (held.buffer, offset)
@@ -220,20 +237,60 @@ class _Weighted:
             else:
                 instruction(Accumulate, {"spikes": spikes, **places}, outputs=outputs[1], share=int(self.share), **now)
 
-    def _load_weights(self, step: Step, inputs: Span, outputs: Span) -> SSAValue:
-        """The weight tile, unless it is the one that was loaded last."""
-        if self._weights is not None and self._weights[:2] == (inputs, outputs):
-            return self._weights[2]
+    def _guards(self, window: Span, inputs: Span, outputs: Span) -> dict[str, Place]:
+        """The masks of a tile's inputs and outputs in a window."""
+        masks, guards = self.lowering.masks, dict[str, Place]()
+        rows, columns = masks.rows(self.stage, window), masks.columns(self.stage, window)
+        if rows is not None:
+            guards["row_mask"] = masks.mask(rows, (self.first_input + inputs[0], inputs[1]))
+        if columns is not None:
+            guards["column_mask"] = masks.mask(columns, (self.first_output + outputs[0], outputs[1]))
+        return guards
+
+    def _load_guards(self, window: Span, inputs: Span, outputs: Span) -> dict[str, Place]:
+        """The masks under which weights are loaded for a round of windows that begins with `window`.
+
+        The stage's own mask only where an earlier call made it. A depthwise tile has no rows of inputs.
+        """
+        guards = self._guards(window, inputs, outputs)
+        if not self.lowering.masks.columns(self.stage, (self.call.first, 1)):
+            guards.pop("column_mask", None)
+        if self.is_depthwise and "row_mask" in guards:
+            guards = {"column_mask": guards.get("column_mask", guards["row_mask"])}
+        return guards
+
+    def _load_weights(self, step: Step, inputs: Span, outputs: Span, window: Span) -> SSAValue:
+        """The weight tile, unless it is the one that was loaded last, whole or under the same masks."""
+        guards = self._load_guards(window, inputs, outputs)
+        held = self._weights
+        if held is not None and held[:2] == (inputs, outputs) and held[3] in ({}, guards):
+            return held[2]
         weight, tiling, name = self.weight, self.tiling, self.part.name
         source = self.emit.constant(f"{name}.tiles", lambda: weight_tiles(weight, tiling.inputs, tiling.outputs))
         first, count = (0, 1) if self.is_depthwise else inputs
-        size = self.stage.geometry.taps * count * outputs[1]
-        start = self.stage.geometry.taps * (outputs[0] * weight.shape[2] + first * outputs[1])
+        taps = self.stage.geometry.taps
+        size = taps * count * outputs[1]
+        start = taps * (outputs[0] * weight.shape[2] + first * outputs[1])
+        counts, run = (1, 1), size
+        if guards:  # a run is an input of a tap; of a depthwise tile a tap
+            counts, run = (1, taps) if self.is_depthwise else (taps, count), outputs[1]
+        strides = (counts[1] * run, run)
         target = self.emit.buffer(Region.WEIGHT, size, f"{self.stage.label}.weights")
         step.loads.append(
-            lambda: self.emit.copy(Load, (source, start), (target, 0), Region.WEIGHT, Traffic.WEIGHT, size)
+            lambda: self.emit.copy(
+                Load,
+                (source, start),
+                (target, 0),
+                Region.WEIGHT,
+                Traffic.WEIGHT,
+                run,
+                counts,
+                strides,
+                strides,
+                guards,
+            )
         )
-        self._weights = (inputs, outputs, target)
+        self._weights = (inputs, outputs, target, guards)
         return target
 
     def _load_inputs(self, step: Step, pixels: Span, inputs: Span, first: int, count: int) -> _Held:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from compiler.backend.stages import Geometry, HeadPart, HeadStage, Neurons, Rescaling
+from compiler.backend.stages import Geometry, Neurons, Rescaling
 from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
@@ -48,7 +48,7 @@ def weights_of(op: spike.Conv | spike.Linear, network: Network, is_train: bool) 
     """
     if op.symbol("bias"):
         raise refuse(op, "has a bias of its own; before a neuron it belongs into the align")
-    weight = network.weights[_symbol(op, "weight")].astype(np.int8)
+    weight = network.weights[symbol_of(op, "weight")].astype(np.int8)
     if isinstance(op, spike.Linear):
         return "linear", 1, np.ascontiguousarray(weight.T[None, None])
     groups, (outputs, inputs) = op.get("groups"), weight.shape[:2]
@@ -89,6 +89,7 @@ def lif_constants(op: spike.IntegerLif, align: spike.Align, network: Network) ->
         op.get("multiplier"),
         op.get("divisor"),
         op.get("reset") == "soft",
+        mask=op.get("mask"),
     )
 
 
@@ -104,6 +105,7 @@ def level_constants(op: spike.IntegerLevel, align: spike.Align, network: Network
         "none",
         levels=op.get("levels"),
         ties_even=op.get("ties") == "even",
+        mask=op.get("mask"),
     )
 
 
@@ -113,92 +115,36 @@ def _aligned(
     """Bias, threshold and shift of neurons."""
     name = align.symbol("bias")
     bias = np.zeros(op.result_type.sizes[-1], np.int32) if name is None else network.weights[name].astype(np.int32)
-    return bias, network.weights[_symbol(op, "threshold")].astype(np.int32), align.get("shift")
+    return bias, network.weights[symbol_of(op, "threshold")].astype(np.int32), align.get("shift")
 
 
 def rescale_constants(op: spike.Rescale, network: Network) -> Rescaling:
     """Bias, multiplier and divisor of a stream."""
-    bias, multiplier = (network.weights[_symbol(op, key)].astype(np.int32) for key in ("bias", "multiplier"))
+    bias, multiplier = (network.weights[symbol_of(op, key)].astype(np.int32) for key in ("bias", "multiplier"))
     return Rescaling(bias, multiplier, op.get("divisor"))
 
 
 def tokens_summed(op: spike.Sum, alias: Alias) -> SSAValue:
-    """What sums over all dimensions but the last add up. Raises CStepError where they do not end in channels."""
+    """What sums over all dimensions but the last add up, `alias` saying whose bytes a value is.
+
+    Raises CStepError where they do not end in channels.
+    """
     if len(op.result_type.sizes) != 1:
         raise refuse(op, f"makes {op.result_type}; sums in front of neurons run over all tokens")
     value: SSAValue = op.results[0]
-    while isinstance(value.owner, spike.Sum):
-        value = _tokens(value.owner)
-        value = alias(value)
+    while isinstance(owner := alias(value).owner, spike.Sum):
+        value = tokens_of(owner)
     return value
 
 
-def _tokens(op: spike.Sum) -> SSAValue:
+def tokens_of(op: spike.Sum) -> SSAValue:
     """The operand of a sum that leaves the channels alone."""
     if op.get("axis") == len(op.operand_type().sizes) - 1:
         raise refuse(op, f"axis={op.get('axis')}; the machine sums over tokens, not over channels")
     return op.operands[0]
 
 
-def head_of(op: spike.Output, network: Network, alias: Alias) -> HeadStage:
-    """The classifier that makes the logits: a linear layer, or several whose results are added.
-
-    Sums before and after a linear layer commute with it; the bias counts as often as they sum.
-    """
-    found = list(_linears(op, op.operands[0], 1))
-    parts = [_head_part(linear, repeats, network, alias) for linear, repeats in found]
-    bias = np.zeros(op.operand_type().sizes[-1], np.int64)
-    for linear, repeats in found:
-        name = linear.symbol("bias")
-        bias += 0 if name is None else network.weights[name].astype(np.int64) * repeats
-    first = found[0][0]
-    return HeadStage(
-        first.label,
-        first.source,
-        tuple(value for value, _ in parts),
-        None,
-        tuple(part for _, part in parts),
-        bias.astype(np.int32),
-        op.get("scale"),
-    )
-
-
-def _linears(op: spike.Output, value: SSAValue, repeats: int) -> Iterator[tuple[spike.Linear, int]]:
-    """The linear layers whose results add up to `value`, and over how many values each is summed."""
-    while isinstance(value.owner, spike.SumTime | spike.Sum):
-        repeats *= _summed(value.owner)
-        value = value.owner.operands[0]
-    if isinstance(value.owner, spike.Add):
-        for operand in value.owner.operands:
-            yield from _linears(op, operand, repeats)
-    elif isinstance(value.owner, spike.Linear):
-        yield value.owner, repeats
-    else:
-        raise refuse(op, "the logits must come from a linear layer")
-
-
-def _head_part(linear: spike.Linear, repeats: int, network: Network, alias: Alias) -> tuple[SSAValue, HeadPart]:
-    """What a classifier sums, and its weights; the sums may be shifted (align) right in front of it."""
-    value, shift = alias(linear.operands[0]), 0
-    if isinstance(value.owner, spike.Align):
-        shift = value.owner.get("shift")
-        if value.owner.symbol("bias") or (shift < 0 and repeats > 1):
-            raise refuse(value.owner, "before the classifier, sums are shifted last, and without a bias")
-        value = alias(value.owner.operands[0])
-    while isinstance(value.owner, spike.SumTime | spike.Sum):
-        value = alias(_tokens(value.owner) if isinstance(value.owner, spike.Sum) else value.owner.operands[0])
-    weight = network.weights[_symbol(linear, "weight")].astype(np.int8)
-    return value, HeadPart(np.ascontiguousarray(weight.T), shift)
-
-
-def _summed(op: spike.SumTime | spike.Sum) -> int:
-    """How many values a sum adds."""
-    if isinstance(op, spike.SumTime):
-        return op.operand_type().steps or 1
-    return op.operand_type().sizes[op.get("axis")]
-
-
-def _symbol(op: HouseOperation, key: str) -> str:
+def symbol_of(op: HouseOperation, key: str) -> str:
     name = op.symbol(key)
     assert name is not None, (op.name, key)
     return name

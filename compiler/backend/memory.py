@@ -19,6 +19,8 @@ class TrainInfo:
     planes: int
     run: int = 0
     """Channels that begin at a spike word of their own (a head's); 0 for all of them."""
+    is_still: bool = False
+    """Whether its one timestep stands for every timestep."""
 
     @property
     def words(self) -> int:
@@ -59,6 +61,8 @@ class StreamInfo:
     pixels: int
     channels: int
     value_bytes: int
+    is_still: bool = False
+    """Whether its one timestep stands for every timestep."""
 
     @property
     def pixel_bytes(self) -> int:
@@ -95,4 +99,4 @@ class ImageInfo:
     @property
     def values(self) -> StreamInfo:
         channels, height, width = self.shape
-        return StreamInfo("input", self.steps, height * width, channels, 1)
+        return StreamInfo("input", self.steps, height * width, channels, 1, self.is_still)

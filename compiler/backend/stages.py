@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
+from compiler.backend.guards import Guards
 from compiler.backend.memory import ImageInfo, StreamInfo, TrainInfo
+from compiler.backend.views import Views
+from isa.word import Criterion
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Neurons:
     soft: bool = False
     levels: int = 0
     ties_even: bool = False
+    mask: tuple[int, ...] = ()
+    """0 or 1 a timestep, by which spikes are multiplied; empty where they are as they are."""
 
     @property
     def has_membrane(self) -> bool:
@@ -49,6 +54,8 @@ class Rescaling:
     bias: NDArray[np.int32]
     multiplier: NDArray[np.int32]
     divisor: int
+    mask: tuple[int, ...] = ()
+    """A stream has none."""
 
     @classmethod
     def identity(cls, channels: int) -> Rescaling:
@@ -238,6 +245,8 @@ class HeadPart:
     """[in, out]."""
     shift: int
     """To the left for counts, which are summed so much higher; to the right, rounding half up, where negative."""
+    steps: int
+    """Timesteps that are summed; behind them the train or stream is zero."""
 
     @property
     def channels(self) -> int:
@@ -245,12 +254,44 @@ class HeadPart:
 
 
 @dataclass(frozen=True)
+class HeadBias:
+    """A bias [classes] that counts once for each of the first `steps` timesteps."""
+
+    each: NDArray[np.int64]
+    steps: int
+
+
+@dataclass(frozen=True)
+class ExitPoints:
+    """After how many timesteps the program may end, and by which measure of the logits (see `Decide`), one each."""
+
+    after: tuple[int, ...]
+    thresholds: tuple[int, ...]
+    criterion: Criterion
+    multipliers: tuple[int, ...]
+    divisors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class HeadStage(Stage):
     """The classifier: logits = bias + the sum over parts, one an input, of shifted features times weights."""
 
     parts: tuple[HeadPart, ...]
-    bias: NDArray[np.int32]
+    biases: tuple[HeadBias, ...]
+    classes: int
     scale: float
+    exits: ExitPoints | None
+
+    def is_exit(self, steps: int) -> bool:
+        """Whether the program may end after some timesteps."""
+        return self.exits is not None and steps in self.exits.after
+
+    def bias_after(self, steps: int) -> NDArray[np.int32]:
+        """The bias of the logits of the first timesteps."""
+        total = np.zeros(self.classes, np.int64)
+        for bias in self.biases:
+            total += bias.each * min(steps, bias.steps)
+        return total.astype(np.int32)
 
 
 @dataclass
@@ -262,13 +303,16 @@ class Plan:
     image: ImageInfo
     image_value: SSAValue
     timesteps: int
-    aliases: dict[SSAValue, SSAValue] = field(default_factory=dict[SSAValue, SSAValue])
+    views: Views = field(default_factory=lambda: Views({}))
+    guards: Guards = field(default_factory=Guards)
 
     def memory(self, value: SSAValue) -> SSAValue:
         """The value whose bytes `value` is."""
-        while value in self.aliases:
-            value = self.aliases[value]
-        return value
+        return self.views.memory(value)
+
+    def live(self, value: SSAValue) -> int:
+        """Timesteps of a train or stream, from the first on, that lie in DRAM; it is zero behind them."""
+        return self.views.live(value) or self.timesteps
 
     def info(self, value: SSAValue) -> TrainInfo | StreamInfo:
         """What lies in DRAM for a value; the input's int8 values are a stream."""

@@ -59,6 +59,8 @@ class Demand:
     """Bit planes of the input; 0 where it is int8 values."""
     input_steps: int
     """Timesteps of the input of a call: 1 for an image."""
+    sum_steps: int
+    """Timesteps of a call that are summed: 1 where the sums are the same at every timestep."""
     end: EndDemand
     calls: int
     """How often the stage is computed: once, or once a window."""
@@ -103,7 +105,7 @@ def latency_bytes(machine: Machine) -> int:
 def _candidates(demand: Demand, machine: Machine) -> Iterator[Tiling]:
     multiple = 2 * machine.pairs if demand.geometry.is_row_of_tokens else 1
     orders = (False, True)
-    by_window = orders if demand.end.steps > demand.end.window and demand.input_steps > 1 else (False,)
+    by_window = orders if demand.sum_steps > demand.end.window and demand.input_steps > 1 else (False,)
     pixels = [size for size in splits(demand.extent, multiple) if _fields_hold(demand, size)]
     for outputs in [demand.run] if demand.run else splits(demand.outputs, SPIKES_PER_WORD, MAX_OUTPUTS):
         if 2 * aligned(outputs * CONSTANT_BYTES) > machine.constant_buffer_bytes:
@@ -158,7 +160,7 @@ def _fits(demand: Demand, machine: Machine, outputs: int, inputs: int, size: int
     """Whether accumulators and what goes with them fit the output buffer."""
     pixels, _ = _tile_pixels(demand.geometry, size)
     held = _input_count(demand, inputs) > 1 and not windows
-    steps = demand.end.steps if held else min(demand.end.window, demand.end.steps)
+    steps = demand.sum_steps if held else min(demand.end.window, demand.sum_steps)
     live = aligned(pixels * outputs * steps * ACCUMULATOR_BYTES) + demand.end.output_bytes(pixels, outputs)
     return pixels <= MAX_PIXELS and live <= machine.output_buffer_bytes
 
@@ -186,7 +188,7 @@ def _tiling(demand: Demand, outputs: int, inputs: int, size: int, windows: bool,
     output_tiles, input_tiles = -(-demand.outputs // outputs), _input_count(demand, inputs)
     pixel_tiles = -(-demand.extent // size)
     tiles = output_tiles * pixel_tiles
-    rounds = -(-demand.end.steps // demand.end.window) if windows else 1
+    rounds = -(-demand.sum_steps // demand.end.window) if windows else 1
     # How often constants are loaded, and weights that stay while all tiles of pixels pass.
     again = pixel_tiles if outermost and output_tiles > 1 else 1
     weight_loads = pixel_tiles * rounds if input_tiles > 1 else again

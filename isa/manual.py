@@ -83,7 +83,8 @@ def _units() -> str:
         "of units has a queue of tokens: an instruction that posts to a unit puts one in when it ends, one that waits\n"
         "for a unit takes the oldest before it starts. So an instruction starts when its unit is free and its tokens\n"
         "are there. Instructions of different units that touch the same bytes of a buffer, one of them writing, must\n"
-        "be ordered so; `isa/hazards.py` derives the tokens."
+        "be ordered so; `isa/hazards.py` derives the tokens. An `exit` waits for its decision, and what stands behind\n"
+        "it, on any unit, waits for the exit."
     )
 
 

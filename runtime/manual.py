@@ -44,7 +44,7 @@ where a multiplication reads them) travel as they are.
 ## Cycles
 
 Each unit has an in-order queue. An instruction starts when its unit is free and the tokens it waits for are there;
-docs/ isa.md says how long each takes. `busy_U` are the cycles in which unit U works. A unit that waits is stalled by
+docs/isa.md says how long each takes. `busy_U` are the cycles in which unit U works. A unit that waits is stalled by
 the unit whose token comes last; waiting for a copy is split into `dram` (the copy's own transfer) and `dma_order`
 (the copy began late because of what stood before it in its queue). Layer figures of `cycles` are by how much a layer
 moved the end of the program; they add up to the total.
@@ -52,11 +52,31 @@ moved the end of the program; they add up to the total.
 The machine option `weight_port` says how the PEs of a round wait for each other: `round` (default), `free`, or
 `word`.
 
+An exit is a fence: nothing behind it starts before it is decided, and what waits for it is stalled by `control`. A run
+that takes an exit ends when all that was started has ended.
+
+## What runs, and what does not
+
+* Exits. Behind an exit that was taken no instruction is started, loaded or counted; every counter, cycles too, is of
+  what ran. The decision is charged (`exit_decisions`), and so is the classifier at the exit point, which is a layer of
+  its own, whether the exit is taken or not. `steps` are the timesteps that ran.
+* Windows. Exit points cut the schedule, and membranes go to DRAM and back between its parts: `dram_membrane_bytes`,
+  the report's line "membrane spill". A program without exit points spills none under the schedule `layers`, and every
+  input runs all timesteps.
+* Guards. What a channel mask leaves out is not loaded, not accumulated and not updated, so it is not in `sop_bit`,
+  `dram_weight_bytes`, `neuron_updates` or `cycles`; `sop_dense` keeps it. Early counts (`guard_counts`), the compares
+  that build masks (`guard_compares`) and every byte of the channel buffer are charged.
+* Timestep masks. What `mask-timesteps` removes is gone from the program, from `sop_dense` too. A layer whose input is
+  all zero is its bias: neurons are updated, nothing is accumulated.
+
+The report shows all that deciding costs as lines of its own; they are part of the figures of the whole run.
+
 ## Rules
 
 * One numerator for every configuration: sharing on and off, both schedules, are run on the same inputs.
 * Every copy, merge, neuron update and scan is counted. What the model computes at every timestep is computed and
-  counted at every timestep, a static image's first convolution included.
+  counted at every timestep, with one exception: what is the same at every timestep (a static image's first convolution)
+  is computed and counted once where the pass `hoist-invariant` found it, and every time where it is left out.
 * Calibration uses training images only.
 * Distributions, not one mean: p50, p95 and the worst input are in `report.json`.
 """

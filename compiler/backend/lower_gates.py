@@ -8,6 +8,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span, step_bytes
+from compiler.backend.lower_guards import SpikeTile
 from compiler.backend.stages import AddStage, DilateStage, MaskStage
 from compiler.backend.tile import MAX_COLUMNS, MAX_WIDTH, aligned, largest, spans
 from isa.errors import CStepError
@@ -98,6 +99,8 @@ def _mask_tile(lowering: Lowering, stage: MaskStage, window: Span, pixels: Span,
             mask_step_stride=rows[1] * mask_row,
         )
     )
+    tile = SpikeTile((spikes, 0), pixels[1], channels, 0, pixels[1] * row, row)
+    step.works.append(lambda: lowering.masks.count(stage, window, tile))
     step.stores.append(lambda: _move(lowering, Store, result, spikes, window, pixels, channels))
     return step
 
@@ -155,8 +158,11 @@ def _dilate_tile(lowering: Lowering, stage: DilateStage, window: Span, pixels: S
             step_stride=loaded[1] * row,
         )
     )
+    stored = (pixels[0] - first) * row
+    tile = SpikeTile((spread, stored), pixels[1], channels, 0, loaded[1] * row, row)
+    step.works.append(lambda: lowering.masks.count(stage, window, tile))
     for index in range(window[1]):  # the stored rows of a step do not follow those of the step before
-        offset = index * loaded[1] * row + (pixels[0] - first) * row
+        offset = index * loaded[1] * row + stored
         step.stores.append(
             lambda i=index, o=offset: emit.copy_train(
                 Store,
@@ -222,9 +228,11 @@ def _add_tile(lowering: Lowering, stage: AddStage, time: int, pixels: Span) -> S
         for name, info in trains.items()
     }
     window, channels = (time, 1), (0, made.channels)
+    tile = SpikeTile((buffers["result"], 0), pixels[1], channels, plane_bytes, plane_bytes, made.pixel_bytes)
     live = [name for name in ("left", "right") if time < lowering.plan.live(values[name])]
     if len(live) == 1:
         _go_on(lowering, step, (values[live[0]], values["result"]), buffers["result"], window, pixels)
+        step.works.append(lambda: lowering.masks.count(stage, window, tile))
         return step
     step.loads += [
         lambda name=name: _move(lowering, Load, values[name], buffers[name], window, pixels, channels)
@@ -242,5 +250,6 @@ def _add_tile(lowering: Lowering, stage: AddStage, time: int, pixels: Span) -> S
             plane_stride=plane_bytes,
         )
     )
+    step.works.append(lambda: lowering.masks.count(stage, window, tile))
     step.stores.append(lambda: _move(lowering, Store, values["result"], buffers["result"], window, pixels, channels))
     return step

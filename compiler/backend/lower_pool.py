@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span, step_bytes
+from compiler.backend.lower_guards import SpikeTile
 from compiler.backend.memory import StreamInfo, TrainInfo
 from compiler.backend.stages import PoolStage
 from compiler.backend.tile import MAX_WIDTH, aligned, choose_pool, halo_rows, most_rows, spans
@@ -75,7 +76,7 @@ def _pool_train(
     source, target = lowering.dram_of(stage.inputs[0]), lowering.dram_of(stage.result)
     (loaded, stored), words = _pixels(stage, rows), info.words_at(channels)
     input_bytes, result_bytes = (step_bytes(pixels[1], channels[1]) for pixels in (loaded, stored))
-    planes = info.planes
+    planes, row = info.planes, words_of(channels[1]) * SPIKE_WORD_BYTES
     spikes = emit.buffer(Region.SPIKE, planes * window[1] * input_bytes, f"{stage.label}.spikes")
     result = emit.buffer(Region.SPIKE, planes * window[1] * result_bytes, f"{stage.label}.result")
     step.loads.append(
@@ -86,13 +87,15 @@ def _pool_train(
             Pool,
             {"spikes": (spikes, 0), "result": (result, 0)},
             inputs=channels[1],
-            pixel_stride=words_of(channels[1]) * SPIKE_WORD_BYTES,
+            pixel_stride=row,
             step_stride=input_bytes,
             result_step_stride=result_bytes,
             planes=planes,
             **_fields(stage, window, rows),
         )
     )
+    tile = SpikeTile((result, 0), stored[1], channels, window[1] * result_bytes, result_bytes, row)
+    step.works.append(lambda: lowering.masks.count(stage, window, tile))
     step.stores.append(
         lambda: emit.copy_train(Store, made, target, result, steps=window, pixels=stored, words=words, planes=planes)
     )

@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 
     from compiler.check import Observed
     from compiler.pipeline import Compiled
+    from compiler.settings import Criterion, GuardMode, Settings
     from isa.machine import Machine
     from isa.program import Program
     from runtime.counters import Counters
     from runtime.evaluate.evaluation import Evaluation
+    from runtime.evaluate.ladder import Ladder
 
-__all__ = ["CStepError", "Result", "compile", "evaluate", "export_onnx", "load", "main", "run"]
+__all__ = [
+    "CStepError", "Result", "calibrate", "compile", "evaluate", "export_onnx", "ladder", "load", "main", "run",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 Kernels = Literal["fast", "reference"]
@@ -68,6 +72,8 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     passes: str | None = None,
     dump_to: str | Path | None = None,
     schedule: Schedule = "layers",
+    settings: str | Path | Settings | None = None,
+    hoist: bool = True,
     check: bool = True,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
@@ -82,9 +88,13 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     Without `calibration` the range of an image is what `mean` and `std` make of pixels of 0..1, event counts need
     none, and passes are compared on random inputs. A model whose residuals are membranes needs calibration.
 
+    `settings`, a file or what `calibrate` found, say exits, guards and timestep masks, which change what the model
+    computes. `hoist` computes what is the same at every timestep once.
+
     Raises CStepError for what the machine cannot do, and for a pass that changed a number.
     """
     from compiler.calibrate.without_data import MadeInputs
+    from compiler.settings import read_settings
     from isa.machine import load_machine
 
     target = load_machine(machine) if isinstance(machine, str) else machine
@@ -99,6 +109,8 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
         check=images[: check_images(traced.shape[1:])] if check else None,
         passes=passes,
         schedule=schedule,
+        settings=read_settings(Path(settings)) if isinstance(settings, str | Path) else settings,
+        hoist=hoist,
         dump_to=Path(dump_to) if dump_to is not None else None,
         origin=(type(model).__name__, "in memory", made.about if made else f"{len(images)} images in memory"),
         normalisation=(tuple(mean), tuple(std)),
@@ -218,6 +230,93 @@ def evaluate(
     )  # fmt: skip
 
 
+def calibrate(
+    model: nn.Module,
+    example: Any,
+    images: Any,
+    labels: Any,
+    *,
+    calibration: Any = None,
+    machine: str | Machine = "c-step",
+    after: Sequence[int] = (2,),
+    criterion: Criterion = "lightsoftmax",
+    rate: float = 0.4,
+    loss: float = 0.1,
+    guard: GuardMode | None = "both",
+    timesteps: bool = False,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Settings:
+    """Find settings for `compile`: exits `after` timesteps, a guard, with `timesteps` masks of neuron layers.
+
+    `images` [B, C, H, W] (or events) and `labels` [B] are training data that `calibration` does not hold; the rest is
+    as for `compile`. At most `rate` of the images that reach an exit leave there, and at most `loss` points of accuracy
+    are lost by all together. Raises CStepError for what the model cannot give, and for too few images.
+    """
+    import numpy as np
+
+    from command.trials import calibrate_model
+    from compiler.calibrate.search import Wanted
+    from compiler.calibrate.without_data import MadeInputs
+    from compiler.settings import Data, Settings
+    from compiler.settings import Model as ModelTable
+    from isa.machine import load_machine
+    from runtime.dataset import Dataset
+
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    traced, held_out = _float_images(example, "example"), _float_images(images, "images")
+    truth = _array(labels, "labels").astype(np.int64)
+    if truth.shape != (len(held_out),):
+        raise CStepError(f"labels: shape {list(truth.shape)}; one for each of {len(held_out)} images is wanted")
+    made = MadeInputs.of(traced.shape[1:], mean, std, 1) if calibration is None else None
+    digest = Dataset("in memory", held_out, truth, None, (), ()).digest
+    begun = Settings(
+        model=ModelTable(name=type(model).__name__),
+        data=Data(source="in memory", images=len(held_out), digest=digest),
+    )
+    wanted = Wanted(tuple(after), criterion, rate, loss, guard, timesteps=timesteps)
+    ranges = held_out[:0] if made else _float_images(calibration, "calibration")
+    scale = made.image_scale if made else None
+    return calibrate_model(model, traced, ranges, scale, target, held_out, truth, wanted, begun).settings
+
+
+def ladder(
+    model: nn.Module,
+    example: Any,
+    data: str,
+    folder: str | Path,
+    *,
+    settings: str | Path | Settings,
+    calibration: Any = None,
+    machine: str | Machine = "c-step",
+    resume: bool = False,
+    limit: int | None = None,
+    workers: int | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Ladder:
+    """What every step of `settings` saves, measured on a data set: the rows of `cstep eval MODEL` (docs/index.md).
+
+    Programs and results go to `folder`; `resume` as for `evaluate`, the rest as for `compile`. Raises CStepError.
+    """
+    from command.ladder import Climb, climb
+    from compiler.calibrate.without_data import MadeInputs
+    from compiler.settings import read_settings
+    from isa.machine import load_machine
+
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    traced = _float_images(example, "example")
+    made = MadeInputs.of(traced.shape[1:], mean, std, CHECK_IMAGES) if calibration is None else None
+    images = made.inputs if made else _float_images(calibration, "calibration")
+    chosen = read_settings(Path(settings)) if isinstance(settings, str | Path) else settings
+    wanted = Climb(
+        model, traced, images[:0] if made else images, images[: check_images(traced.shape[1:])], target,
+        (type(model).__name__, "in memory", made.about if made else f"{len(images)} images in memory"),
+        (tuple(mean), tuple(std)), made.image_scale if made else None,
+    )  # fmt: skip
+    return climb(wanted, chosen, data, Path(folder), resume=resume, limit=limit, workers=workers)
+
+
 @collector_paused()
 def compile_checked(
     model: nn.Module,
@@ -231,20 +330,24 @@ def compile_checked(
     dump_to: Path | None,
     origin: tuple[str, str, str],
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    settings: Settings | None = None,
+    hoist: bool = True,
     image_scale: float | None = None,
     consume: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
     """Trace, import, compile. `origin`: model, checkpoint and calibration, as the provenance says them.
 
-    `calibration` may be empty where `image_scale`, the real value of the image's integer 1, is given. With `consume`
-    the model loses its weights once it is imported, which saves their memory.
+    `passes` stands for the default pipeline with the parts of `settings` and `hoist`. `calibration` may be empty where
+    `image_scale`, the real value of the image's integer 1, is given. With `consume` the model loses its weights once it
+    is imported, which saves their memory.
     """
     import torch
 
     from compiler.frontend.eager import compare_with_eager
     from compiler.frontend.importer import import_model
-    from compiler.pipeline import DEFAULT_PASSES, compile_network
+    from compiler.pipeline import compile_network
+    from compiler.settings import Parts
     from isa.program import Provenance
 
     if schedule not in ("layers", "windows"):
@@ -259,8 +362,12 @@ def compile_checked(
         if progress is not None:
             progress(name)
 
+    if passes is None:
+        passes = (settings.passes() if settings else Parts()).pipeline(hoist)
+    elif settings is not None:
+        raise CStepError("passes: say what settings say; give one of the two")
     if image_scale is not None:
-        passes = (passes or DEFAULT_PASSES).replace("SCALE", repr(image_scale))
+        passes = passes.replace("SCALE", repr(image_scale))
     networks = [import_model(model, torch.from_numpy(example))]
     _give_back_memory()  # the traced graph, a ring of nodes, holds every value of the example
     equal = compare_with_eager(model, networks[0], check) if check is not None else 0
@@ -279,6 +386,7 @@ def compile_checked(
             pipeline="",
             schedule=schedule,
             version=__version__,
+            settings=settings.canonical() if settings else "",
         ),
         normalisation=normalisation,
         passes=passes,

@@ -13,11 +13,13 @@ import typer
 
 import cstep
 from command.arguments import Data, MachineName, ProgramFile
+from command.calibrate import calibrate_command
 from command.check import check_command
 from command.compile import compile_command
 from command.evaluate import eval_command
 from command.export import export_command
-from isa.errors import CStepError
+from command.figures import figures_command
+from isa.errors import CStepError, CStepWarning
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -29,7 +31,9 @@ app = typer.Typer(
 app.command("compile")(compile_command)
 app.command("export")(export_command)
 app.command("check")(check_command)
+app.command("calibrate")(calibrate_command)
 app.command("eval")(eval_command)
+app.command("figures")(figures_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -189,8 +193,21 @@ def write_text(text: str, path: Path | None) -> None:
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. What a user did wrong is said in one line on stderr."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries' warnings are for programmers
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # libraries' warnings are for programmers
+        warnings.simplefilter("always", CStepWarning)
+        warnings.showwarning = _warn
+        return _run(arguments)
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+    """One line on stderr: our own warnings as they are, a library's with its place."""
+    place = "" if issubclass(category, CStepWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    sys.stderr.write(f"cstep: warning: {place}{' '.join(str(message).split())}\n")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = app(args=given or ["--help"], prog_name="cstep", standalone_mode=False)

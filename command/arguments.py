@@ -30,6 +30,9 @@ ProgramFile = Annotated[Path, typer.Argument(metavar="PROGRAM", help="A program 
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pth, .pt or .pth.tar.")]
 InputShape = Annotated[str | None, typer.Option(metavar="C,H,W", help="Of a factory's model; else the data's own.")]
 MachineName = Annotated[str, typer.Option("--machine", help="A machine's name or TOML file; see `cstep machines`.")]
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", metavar="FILE.toml", help="Exits, guards, masks: of `cstep calibrate`.")
+]
 PerChannel = Annotated[str | None, typer.Option(metavar="R,G,B", help="Of pixels scaled to 0..1; else the model's.")]
 
 

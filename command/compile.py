@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import cstep
-from command.arguments import Checkpoint, InputShape, MachineName, ModelName, PerChannel, calibration_images, numbers
+from command.arguments import (
+    Checkpoint,
+    InputShape,
+    MachineName,
+    ModelName,
+    PerChannel,
+    SettingsFile,
+    calibration_images,
+    numbers,
+)
 from isa.errors import CStepError
 
 if TYPE_CHECKING:
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 
     from compiler.check import CheckResult
     from compiler.frontend.model import Model
+    from compiler.settings import Settings
     from isa.program import Program
     from runtime.dataset import Dataset
 
@@ -40,6 +50,8 @@ def compile_command(
     schedule: Annotated[
         cstep.Schedule, typer.Option(help="All layers for all timesteps, or window by window.")
     ] = "layers",
+    settings: SettingsFile = None,
+    hoist: Annotated[bool, typer.Option(help="Compute once what is the same at every timestep.")] = True,
     passes: Annotated[str | None, typer.Option(help="Another pipeline, e.g. from the program's provenance.")] = None,
     check: Annotated[bool, typer.Option(help="Run the module after every pass and compare every current.")] = True,
     check_images: Annotated[
@@ -55,21 +67,26 @@ def compile_command(
     After every pass the module is run, and every neuron's current is compared. Where the weights alone say all
     integers, calibration is not needed: the range of an image is that of normalised pixels.
     """
+    from compiler.calibrate.timesteps import neuron_timesteps
     from compiler.frontend.model import open_model
-    from compiler.pipeline import DEFAULT_PASSES
+    from compiler.settings import Parts
     from isa.files import require_directory_of
     from isa.machine import load_machine
     from runtime.report.console import note, progress_bar, show
 
     target = load_machine(machine)
+    chosen = settings_for(settings, model)
     output = output if output is not None else default_output(model)
     require_directory_of(output)
     with progress_bar("load", None):
         opened = open_model(model, checkpoint)
         given = inputs_for(opened, calibration, input_shape, mean, std, check_images)
+    if chosen is not None and (said := chosen.checkpoint_note(opened.checkpoint)):
+        note(said)
     if checkpoint is None and not model.endswith(".onnx"):
         note(f"{model}: no --checkpoint: {opened.checkpoint}")
-    with progress_bar("compile", 1 + len((passes or DEFAULT_PASSES).split(","))) as step:
+    pipeline = passes or (chosen.passes() if chosen else Parts()).pipeline(hoist)
+    with progress_bar("compile", 1 + pipeline.count(",")) as step:
         compiled = cstep.compile_checked(
             opened.module,
             given.example,
@@ -78,6 +95,8 @@ def compile_command(
             check=given.compared if check else None,
             passes=passes,
             schedule=schedule,
+            settings=chosen,
+            hoist=hoist,
             dump_to=dump_ir,
             origin=(model, opened.checkpoint, given.about),
             normalisation=given.normalisation,
@@ -89,10 +108,30 @@ def compile_command(
     show(checks_table(compiled.checks))
     if check:
         show(f"compared after every pass: {given.compared_on}")
+    steps = neuron_timesteps(compiled.integer)
+    if len(set(steps.values())) > 1:
+        show(timesteps_line(steps))
     code, weights = len(compiled.program.code), len(compiled.program.memory)
     show(f"{output}: {code:,} instructions, {weights:,} bytes of weights and constants, machine {target.name}")
     if test is not None:
         show(compare_accuracy(opened.module, compiled.program, labelled(test, compiled.program)))
+
+
+def settings_for(path: Path | None, model: str) -> Settings | None:
+    """The settings of a file. Raises CStepError for those of another model."""
+    from compiler.settings import read_settings
+
+    if path is None:
+        return None
+    found = read_settings(path)
+    found.require_model(model, str(path))
+    return found
+
+
+def timesteps_line(steps: Mapping[str, int]) -> str:
+    """T_l of every neuron layer, and T_avg."""
+    each = ", ".join(f"{label} {count}" for label, count in steps.items())
+    return f"timesteps of neuron layers: {each}; T_avg {sum(steps.values()) / len(steps):.2f}"
 
 
 def default_output(model: str) -> Path:

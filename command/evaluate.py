@@ -1,18 +1,23 @@
-"""`cstep eval`: a whole data set in parallel processes, resumed where it was killed."""
+"""`cstep eval`: a program on a whole data set, or every step of a model's settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 import cstep
-from command.arguments import Data, ProgramFile
+from command.arguments import Checkpoint, Data, InputShape, PerChannel, SettingsFile
+from isa.errors import CStepError
+
+PROGRAM = ".cstep"
 
 
 def eval_command(
-    program_file: ProgramFile,
+    source: Annotated[
+        str, typer.Argument(metavar="PROGRAM|MODEL", help="A program file; or as for `compile`, with --settings.")
+    ],
     data: Data,
     output: Annotated[
         Path | None,
@@ -28,35 +33,66 @@ def eval_command(
     address: Annotated[str | None, typer.Option(help="The cluster's, e.g. tcp://10.0.0.1:8786.")] = None,
     share: Annotated[bool, typer.Option(help="Adjacent tokens share accumulations; the integers are the same.")] = True,
     kernels: Annotated[cstep.Kernels, typer.Option(help="Both give the same bytes and counts.")] = "fast",
-    machine: Annotated[str | None, typer.Option(help="Refuse a program that is made for another machine.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Refuse a program for another machine; a model's target.")] = None,
     energy: Annotated[str, typer.Option(metavar="TABLE", help="The energy table that is shown.")] = "cacti-28nm-lop",
     report: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write report.json, per_layer.csv, report.html, histograms.svg."),
     ] = None,
+    settings: SettingsFile = None,
+    checkpoint: Checkpoint = None,
+    calibration: Annotated[str | None, typer.Option(metavar="DATA", help="Of a model: as for `compile`.")] = None,
+    input_shape: InputShape = None,
+    mean: PerChannel = None,
+    std: PerChannel = None,
 ) -> None:
     """Run a whole data set in parallel processes.
 
     Every finished shard is a file of the results folder; what is killed loses the shards that were running, and
     --resume goes on with the others. Says what `run` says.
+
+    A model with --settings is compiled and run step by step: without all of it, then hoisted, with exits, guards,
+    sharing, and along the trade-off of accuracy and operations. The folder gets ladder.json, .csv and .svg.
     """
     from runtime.energy import energy_table
+
+    energy_table(energy)
+    folder = output if output is not None else default_folder(Path(source.replace(":", "-")), data)
+    options: dict[str, Any] = {
+        "resume": resume, "limit": limit, "shard": shard, "workers": workers, "backend": backend, "address": address,
+        "kernels": kernels,
+    }  # fmt: skip
+    if source.endswith(PROGRAM):
+        if settings is not None or checkpoint is not None or calibration is not None:
+            raise CStepError(f"{source}: a program holds its settings and weights; leave out what only compiling takes")
+        cstep.load(source, machine)
+        evaluate_program(source, data, folder, report, energy, {**options, "share": share})
+        return
+    if settings is None:
+        raise CStepError(
+            f"{source}: give a program file *{PROGRAM}, or --settings FILE.toml to compile the model step by step"
+        )
+    if report is not None:
+        raise CStepError("--report: for a program file; the steps of a model have theirs in the results folder")
+    images_as = (input_shape, mean, std)
+    evaluate_ladder(source, data, folder, settings, checkpoint, calibration, images_as, machine or "c-step", options)
+
+
+def evaluate_program(
+    program_file: str, data: str, folder: Path, report: Path | None, energy: str, options: dict[str, Any]
+) -> None:
+    """One program: the report on the terminal, and where `report` says."""
     from runtime.report.console import note, progress_bar, show
     from runtime.report.terminal import ReportTable
     from runtime.report.write import make_directory, write_report
 
-    cstep.load(program_file, machine)
-    energy_table(energy)
     if report is not None:
         make_directory(report)
-    folder = output if output is not None else default_folder(program_file, data)
     try:
         with progress_bar("eval", None, unit="inputs") as step:
             done = cstep.evaluate(
-                program_file, data, folder, resume=resume, limit=limit, shard=shard, workers=workers, backend=backend,
-                address=address, share=share, kernels=kernels,
-                progress=lambda done, total: step(done, total=total),
-            )  # fmt: skip
+                program_file, data, folder, progress=lambda done, total: step(done, total=total), **options
+            )
     except KeyboardInterrupt:
         note(f"{folder}: holds what is finished; --resume goes on with it")
         raise
@@ -70,6 +106,53 @@ def eval_command(
         written = [*write_report(done.report, report, energy), report / "histograms.svg"]
         write_histograms(done.report, written[-1], energy)
         show(f"wrote {', '.join(map(str, written))}")
+
+
+def evaluate_ladder(
+    model: str,
+    data: str,
+    folder: Path,
+    settings: Path,
+    checkpoint: Path | None,
+    calibration: str | None,
+    images_as: tuple[str | None, str | None, str | None],
+    machine: str,
+    options: dict[str, Any],
+) -> None:
+    """Every step of a model's settings: a table on the terminal, and files in the folder."""
+    from command.compile import inputs_for, settings_for
+    from command.ladder import Climb, climb
+    from compiler.frontend.model import open_model
+    from isa.machine import load_machine
+    from runtime.evaluate.ladder_files import write_ladder
+    from runtime.evaluate.ladder_table import LadderTable
+    from runtime.report.console import note, progress_bar, show
+    from runtime.stored import stored
+
+    target = load_machine(machine)
+    chosen = settings_for(settings, model)
+    assert chosen is not None
+    stored(data, "test")
+    with progress_bar("load", None):
+        opened = open_model(model, checkpoint)
+        given = inputs_for(opened, calibration, *images_as, None)
+    if said := chosen.checkpoint_note(opened.checkpoint):
+        note(said)
+    compiling = Climb(
+        opened.module, given.example, given.calibration, given.compared, target,
+        (model, opened.checkpoint, given.about), given.normalisation, given.image_scale,
+    )  # fmt: skip
+    try:
+        with progress_bar("eval", None, unit="inputs") as step:
+            ladder = climb(
+                compiling, chosen, data, folder, progress=lambda what, done, total: step(done, what, total), **options
+            )
+    except KeyboardInterrupt:
+        note(f"{folder}: holds what is finished; --resume goes on with it")
+        raise
+    written = write_ladder(ladder, folder)
+    show(LadderTable(ladder))
+    show(f"wrote {', '.join(map(str, written))}")
 
 
 def default_folder(program_file: Path, data: str) -> Path:

@@ -135,7 +135,7 @@ class Parts:
 class Settings(Table):
     """The whole file."""
 
-    schema_version: Literal["cstep-settings/1"] = Field(alias="schema")
+    schema_version: Literal["cstep-settings/1"] = Field(default=SCHEMA, alias="schema")
     model: Model
     data: Data | None = None
     timesteps: Timesteps | None = None
@@ -153,17 +153,17 @@ class Settings(Table):
             self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True, separators=(",", ":")
         )
 
-    def require(self, model: str, checkpoint: str) -> str:
-        """Refuse another model's settings; what to note where the checkpoint is another, else nothing.
-
-        `checkpoint` is what `open_model` says of it.
-        """
+    def require_model(self, model: str, where: str) -> None:
+        """Refuse settings of another model; `where` is the file."""
         if normpath(self.model.name) != normpath(model):
-            raise CStepError(f"settings: are for model {self.model.name}, not {model}; calibrate this one")
+            raise CStepError(f"{where}: settings for model {self.model.name}, not {model}; calibrate that one")
+
+    def checkpoint_note(self, checkpoint: str) -> str:
+        """What to note where `checkpoint`, as `open_model` says it, is another; else nothing."""
         found = checkpoint_digest(checkpoint)
-        if self.model.checkpoint and not _same_digest(self.model.checkpoint, found):
-            return f"the settings are for checkpoint sha256 {self.model.checkpoint}, this one is {found or checkpoint}"
-        return ""
+        if not self.model.checkpoint or _same_digest(self.model.checkpoint, found):
+            return ""
+        return f"the settings were found with checkpoint sha256:{self.model.checkpoint}, this one is {checkpoint}"
 
 
 def read_settings(path: Path) -> Settings:

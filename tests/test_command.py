@@ -196,7 +196,7 @@ def test_run_prints_the_four_counts_side_by_side(here: Path, says: Says) -> None
     lines = says("run", here / "net.cstep", "digits", "--limit", 4).splitlines()
     assert "4 inputs of digits:test" in lines[0]
     assert lines[1].startswith("top-1")
-    names = [line.split()[0] for line in lines[3:7]]
+    names = [line.split()[0] for line in lines[4:8]]
     assert names == ["sop_dense", "sop_bit", "sop_union", "sop_hw"]
 
 
@@ -224,7 +224,7 @@ def test_run_without_sharing_and_with_reference_kernels(here: Path, says: Says) 
 def test_inspect_shows_layers_and_provenance(here: Path, says: Says) -> None:
     out = says("inspect", here / "net.cstep")
     for words in (
-        "cstep-program/2",
+        "cstep-program/3",
         "block.0.attn.q_linear",
         "model.safetensors sha256:",
         "accumulate",

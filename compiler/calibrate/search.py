@@ -39,8 +39,18 @@ class Wanted:
     timesteps: bool = False
     """Whether to look for timestep masks."""
 
+    def require(self) -> None:
+        """Raises CStepError for what no model can give."""
+        if list(self.after) != sorted(set(self.after)):
+            raise CStepError(f"--exit-after {','.join(map(str, self.after))}: must ascend, no exit twice")
+        if not 0 < self.rate <= 1:
+            raise CStepError(f"--rate {self.rate:g}: must be more than 0 and at most 1")
+        if not self.loss >= 0:
+            raise CStepError(f"--loss {self.loss:g}: must be 0 or more points")
+
     def check(self, steps: int, classes: int, images: int) -> None:
         """Raises CStepError for what this model or so many images cannot give."""
+        self.require()
         if steps == 1:
             raise CStepError(
                 "calibrate: the model has T=1; there is no later timestep to exit before, to guard or mask"
@@ -51,14 +61,8 @@ class Wanted:
             raise CStepError(
                 f"--exit-after {wrong[0]}: the model has T={steps}; exits are after 1..{steps - 1} timesteps"
             )
-        if list(self.after) != sorted(set(self.after)):
-            raise CStepError(f"--exit-after {','.join(map(str, self.after))}: must ascend, no exit twice")
         if self.guard and not 1 <= self.guard_after < steps:
             raise CStepError(f"--guard-after {self.guard_after}: the model has T={steps}; it must be in 1..{steps - 1}")
-        if not 0 < self.rate <= 1:
-            raise CStepError(f"--rate {self.rate:g}: must be more than 0 and at most 1")
-        if self.loss < 0:
-            raise CStepError(f"--loss {self.loss:g}: must be 0 or more points")
         if images < LEAST_IMAGES:
             raise CStepError(f"calibrate: {images} held-out images; at least {LEAST_IMAGES} are needed")
 

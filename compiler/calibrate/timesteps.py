@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.ir import spike
 from compiler.ir.meaning import NEURONS, Executor
 from compiler.ir.network import Network
 from compiler.nn import group_of
@@ -28,6 +29,13 @@ class Sensitivity:
     layers: tuple[str, ...]
     similarity: float
     """Mean over layers and later timesteps; 1: every timestep is like the first."""
+
+
+def longest_train(network: Network) -> int:
+    """T of a network: that of its longest train; 1 where it has none."""
+    return max(
+        op.result_type.steps or 1 for op in network.operations() if isinstance(op, spike.SpikeOperation) and op.results
+    )
 
 
 def neuron_timesteps(network: Network) -> dict[str, int]:

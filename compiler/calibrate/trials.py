@@ -1,6 +1,5 @@
 """Programs on trial: the integer model with lossy passes behind it, compiled and run on the same inputs.
 
-
 The compiler does not know the emulator; whoever calibrates hands it a function that runs a program.
 """
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.calibrate.ranges import image_scale
+from compiler.calibrate.timesteps import longest_train
 from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.pipeline import DEFAULT_PASSES, compile_network, parse_passes
@@ -60,10 +60,7 @@ class Trials:
     @property
     def timesteps(self) -> int:
         """Of the network: the longest train."""
-        kinds = (
-            op.result_type for op in self.integer.operations() if isinstance(op, spike.SpikeOperation) and op.results
-        )
-        return max(kind.steps or 1 for kind in kinds)
+        return longest_train(self.integer)
 
     @property
     def output(self) -> spike.Output:

@@ -72,10 +72,10 @@ def silent_csv(layers: Mapping[int, LayerSpikes]) -> str:
 
 def common_csv(layers: Mapping[int, LayerSpikes]) -> str:
     """Common fraction of K neighbouring tokens, by layer; measured on spikes."""
-    rows: list[list[object]] = [
-        ["ours", each.name, *(each.common_fraction(count) if each.bits.get(count) else "" for count in NEIGHBOURS)]
-        for each in layers.values()
-    ]
+    rows: list[list[object]] = []
+    for each in layers.values():
+        fractions = [each.common_fraction(count) if each.bits.get(count) else "" for count in NEIGHBOURS]
+        rows.append(["ours", each.name, *fractions])
     rows.append(["ours", "all layers", *(mean_fraction(dict(layers), count) for count in NEIGHBOURS)])
     rows.append([PAPER, "largest of its models", PAPER_COMMON, "", ""])
     return _csv(["whose", "layer", *(f"K={count}" for count in NEIGHBOURS)], rows)

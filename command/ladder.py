@@ -1,0 +1,91 @@
+"""The ladder of `cstep eval MODEL`: compile every step of the settings, evaluate it, and put the rows side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cstep
+from isa.errors import CStepError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from compiler.calibrate.steps import Step
+    from compiler.settings import Settings
+    from isa.machine import Machine
+    from runtime.evaluate.ladder import Ladder, Rung
+
+
+@dataclass(frozen=True, eq=False)
+class Climb:
+    """A model, and how its steps are compiled: arguments of `cstep.compile_checked`."""
+
+    module: nn.Module
+    example: NDArray[np.float32]
+    calibration: NDArray[np.float32]
+    check: NDArray[np.float32] | None
+    machine: Machine
+    origin: tuple[str, str, str]
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    image_scale: float | None
+
+    def rung(self, step: Step, folder: Path) -> Rung:
+        """Compile a step, and write its program to `folder`."""
+        from compiler.calibrate.timesteps import neuron_timesteps
+        from runtime.evaluate.ladder import Rung
+
+        compiled = cstep.compile_checked(
+            self.module, self.example, self.calibration, self.machine, check=self.check, passes=None,
+            schedule=step.schedule, settings=step.settings, hoist=step.hoist, dump_to=None, origin=self.origin,
+            normalisation=self.normalisation, image_scale=self.image_scale,
+        )  # fmt: skip
+        path = folder / f"{step.key}.cstep"
+        compiled.program.save(path)
+        steps = neuron_timesteps(compiled.integer)
+        average = sum(steps.values()) / len(steps) if steps else float(compiled.program.header.timesteps)
+        return Rung(step.key, step.name, path, step.kind, step.share, average, step.loss_bound)
+
+
+def climb(
+    model: Climb,
+    settings: Settings,
+    data: str,
+    folder: Path,
+    *,
+    progress: Callable[[str, int | None, int | None], None] = lambda what, done, total: None,
+    **options: Any,
+) -> Ladder:
+    """Every step of `settings` on `data`; `options` are those of `cstep.evaluate`, whose results go to `folder`, too.
+
+    `progress` hears what runs, and how many inputs of how many are done. Raises CStepError.
+    """
+    from compiler.calibrate.steps import steps_of
+    from runtime.evaluate.ladder import climb as climb_rungs
+    from runtime.report.write import make_directory
+
+    make_directory(folder)
+    steps = list(steps_of(settings))
+    require_free(folder, bool(options.get("resume")))
+    rungs: list[Rung] = []
+    for number, step in enumerate(steps, start=1):
+        progress(f"compile {number} of {len(steps)}: {step.name}", None, None)
+        rungs.append(model.rung(step, folder))
+
+    def evaluate(rung: Rung) -> Any:
+        return cstep.evaluate(
+            rung.program, data, folder / f"{rung.key}.eval", share=rung.share,
+            progress=lambda done, total: progress(rung.name, done, total), **options,
+        )  # fmt: skip
+
+    return climb_rungs(rungs, evaluate, model.origin[0], settings.canonical())
+
+
+def require_free(folder: Path, resume: bool) -> None:
+    """Refuse before anything is compiled what `evaluate` would refuse after."""
+    if not resume and any(folder.glob("*.eval/*")):
+        raise CStepError(f"{folder}: is not empty; --resume goes on with what is there, or name another folder")

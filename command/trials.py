@@ -1,0 +1,90 @@
+"""What calibrating needs of both sides: held-out images from the runtime, trials that the emulator runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+import cstep
+from isa.errors import CStepError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compiler.calibrate.search import Findings, Wanted
+    from compiler.calibrate.trials import Emulate, Outcome
+    from compiler.settings import Settings
+    from isa.machine import Machine
+    from isa.program import Program
+    from runtime.dataset import Dataset
+
+AT_ONCE = 256
+"""Inputs that are run together: their counters of every layer are held."""
+
+
+def calibrate_model(
+    module: nn.Module,
+    example: NDArray[np.float32],
+    ranges: NDArray[np.float32],
+    scale: float | None,
+    machine: Machine,
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    wanted: Wanted,
+    settings: Settings,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Findings:
+    """Import, quantise, look for settings on images [B, ...] with labels [B]; `ranges` and `scale` as for compiling."""
+    import torch
+
+    from compiler.calibrate.calibration import calibrate
+    from compiler.calibrate.trials import Trials, integer_network
+    from compiler.frontend.importer import import_model
+
+    progress("quantise")
+    network = integer_network(import_model(module, torch.from_numpy(example)), machine, ranges, scale)
+    trials = Trials(network, machine, images, emulator())
+    return calibrate(trials, labels, wanted, settings, progress)
+
+
+def emulator(workers: int | None = None) -> Emulate:
+    """Runs a program on inputs [B, ...], some at a time, sharing off."""
+
+    def emulate(program: Program, inputs: NDArray[np.float32]) -> Outcome:
+        from compiler.calibrate.trials import Outcome
+        from runtime.interpreter import run
+        from runtime.quantise import quantise_input
+
+        done: list[Outcome] = []
+        for start in range(0, len(inputs), AT_ONCE):
+            integers = quantise_input(program, inputs[start : start + AT_ONCE])
+            seen = run(program, integers, share=False, workers=workers or cstep.cores())
+            done.append(Outcome(seen.logits, seen.decisions, seen.steps, seen.counters.total("sop_bit")))
+        parts = zip(*((each.logits, each.decisions, each.steps, each.operations) for each in done), strict=True)
+        return Outcome(*(np.concatenate(part) for part in parts))
+
+    return emulate
+
+
+def held_out(data: str, taken: int, like: Dataset, images: int, *, required: bool) -> Dataset:
+    """Images of a training set, drawn at random behind the first `taken` of the draw, which ranges came from.
+
+    `like` says how they are normalised. Raises CStepError where there are none, or fewer than `images` that are
+    `required`, or no labels.
+    """
+    from runtime.dataset import drawn, load_dataset
+    from runtime.stored import stored
+
+    total = stored(data, "train").count
+    if total <= taken:
+        raise CStepError(f"{data}: the ranges came from all of its {total} images; give others with --calibration")
+    if required and images > total - taken:
+        raise CStepError(f"--images {images}: {data} has {total - taken} that no range came from; ask for fewer")
+    rows = drawn(total, total, seed=0)[taken : taken + images].tolist()
+    found = load_dataset(data, split="train", shape=like.shape, mean=like.mean, std=like.std, rows=rows)
+    if found.labels is None:
+        raise CStepError(f"{data}: has no labels; calibrating needs them")
+    return found

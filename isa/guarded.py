@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from isa.instructions import Accumulate, Depthwise, Load, Multiply
+from isa.instructions import Accumulate, Depthwise, Load, Multiply, mask_bytes
 from isa.word import Access, Instruction, Region
 
 UNGUARDED, STALE = -1, -2
@@ -29,6 +29,8 @@ class Guarded:
         """The code word that loaded the byte last."""
         self.any = False
         """Whether any load was guarded so far."""
+        self.masks: set[int] = set()
+        """Bytes of the channel buffer that guarded loads looked at, since they were written."""
 
     def follow(self, index: int, instruction: Instruction, accesses: Sequence[Access]) -> str | None:
         """What is wrong with the weights that an instruction reads, as one phrase, or None; and what it writes."""
@@ -48,6 +50,11 @@ class Guarded:
         self.any = True
         size, counts = each.bytes, (each.blocks, each.rows)
         strides = (each.buffer_block_stride, each.buffer_row_stride)
+        for guards, mask, channels in (
+            (each.masks_rows, each.row_mask, each.rows),
+            (each.masks_columns, each.column_mask, size),
+        ):
+            self.masks |= set(range(mask, mask + mask_bytes(channels))) if guards else set()
         row = _bits(each.row_mask, each.rows)[:, None] if each.masks_rows else UNGUARDED
         column = _bits(each.column_mask, size) if each.masks_columns else UNGUARDED
         for held, value in ((self.row, row), (self.column, column), (self.loaded, index)):
@@ -57,6 +64,9 @@ class Guarded:
             place[...] = value
 
     def _rewrite(self, access: Access) -> None:
+        if self.masks.isdisjoint(range(access.start, access.stop)):
+            return
+        self.masks -= set(range(access.start, access.stop))
         for held in (self.row, self.column):
             held[(held >= BITS * access.start) & (held < BITS * access.stop)] = STALE
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from isa.guarded import Guarded
 from isa.hazards import with_tokens
-from isa.instructions import Guard
+from isa.instructions import Accumulate, Depthwise, Guard, Load, Multiply
 from isa.program import Program
 from isa.verify import verify
-from isa.word import Instruction
-from tests.programs import NEVER, decide, exit_program
+from isa.word import Instruction, Region, Traffic
+from tests.programs import NEVER, copy, decide, exit_program, window
 from tests.test_verify import refused
 
 EXITS = exit_program(NEVER, guarded=True)
@@ -140,3 +141,49 @@ def test_weights_may_be_used_under_more_masks_than_they_were_loaded_under() -> N
 def test_loading_again_forgets_the_masks() -> None:
     verify(with_inserted(28, replace(EXITS.code[27], masks_rows=0), changes=[changed(28, masks_rows=0)]))
     verify(with_inserted(28, AGAIN, EXITS.code[27]))
+
+
+def under(**masks: int) -> Load:
+    """Two taps of 16 inputs x 32 outputs at WEIGHT[64], loaded under masks."""
+    fields = copy(Region.WEIGHT, Traffic.WEIGHT, 32) | {"blocks": 2, "rows": 16}
+    strides = {"buffer_block_stride": 512, "buffer_row_stride": 32, "dram_block_stride": 512, "dram_row_stride": 32}
+    return Load(**fields | strides, source=0, target=64, **masks)
+
+
+def reader(kind: type[Accumulate | Multiply], inputs: int = 16, outputs: int = 32, **masks: int) -> Instruction:
+    """One that reads two taps of weights there."""
+    fields = window(1, 0, inputs, 4, 128) | {"kernel_columns": 2, "columns": 3, "accumulators": 0, "fresh": 1}
+    mine = {"spikes": 0, "plane": 0, "share": 0} if kind is Accumulate else {"values": 0}
+    return kind(**fields | mine, weights=64, outputs=outputs, **masks)
+
+
+ROWS, COLUMNS = {"masks_rows": 1, "row_mask": 8}, {"masks_columns": 1, "column_mask": 16}
+
+
+@pytest.mark.parametrize(
+    ("load", "read", "right"),
+    [
+        (under(**ROWS, **COLUMNS), reader(Accumulate, **ROWS, **COLUMNS), True),
+        (under(**ROWS, **COLUMNS), reader(Accumulate, **COLUMNS), False),
+        (under(**ROWS, **COLUMNS), reader(Accumulate, **ROWS), False),
+        (under(**COLUMNS), reader(Multiply, **COLUMNS), True),
+        (under(**COLUMNS), reader(Multiply, masks_columns=1, column_mask=18), False),
+        (under(**COLUMNS), reader(Multiply), False),
+        (under(), reader(Multiply), True),
+        (under(**COLUMNS), reader(Accumulate, inputs=32, outputs=16, **COLUMNS), False),
+    ],
+)
+def test_readers_are_guarded_byte_by_byte(load: Load, read: Instruction, right: bool) -> None:
+    guarded = Guarded(4096)
+    assert guarded.follow(0, load, tuple(load.accesses())) is None
+    assert (guarded.follow(1, read, tuple(read.accesses())) is None) == right
+
+
+def test_depthwise_weights_are_loaded_under_the_mask_of_their_inputs() -> None:
+    """A run is all channels of a tap, so the load's columns are the reader's inputs and outputs."""
+    load = replace(under(**COLUMNS), rows=1, blocks=4)
+    fields = window(2, 1, 32, 4, 64) | {"spikes": 0, "weights": 64, "accumulators": 0, "plane": 0, "fresh": 1}
+    for masks, right in (({"masks_rows": 1, "row_mask": 16}, True), (COLUMNS, True), (ROWS, False)):
+        read, guarded = Depthwise(**fields, **masks), Guarded(4096)
+        assert guarded.follow(0, replace(load, buffer_block_stride=32), ()) is None
+        assert (guarded.follow(1, read, tuple(read.accesses())) is None) == right

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
 from runtime.energy import energy_tables
 from runtime.evaluate.evaluation import Evaluation
-from runtime.report.figures import Distribution, Origin, Strict, distribution
+from runtime.report.figures import Distribution, Origin, Strict
+from runtime.report.overheads import Overhead
 from runtime.report.report import Inputs, Report
 
 SCHEMA = "cstep-ladder/1"
@@ -23,10 +23,7 @@ GOAL_POINTS = 0.1
 Kind = Literal["exact", "lossy", "bound", "curve"]
 OPERATIONS = ("sop_bit", "sop_union", "sop_hw")
 """Relative to the baseline's sop_bit; all else to its own value in the baseline."""
-DECISIONS = ("exit_decisions", "guard_counts", "guard_compares")
 OTHERS = ("mac", "add", "neuron_updates", "cycles", "latency", "dram_bytes", "dram_weight_bytes", "dram_membrane_bytes")
-AT_EXITS = "exit_head"
-"""Multiplications and additions of the classifier at exit points."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,10 @@ class Row(Strict):
     common_fraction: float
     """2 common / sop_bit: of the set bits, those that a pair of adjacent pixels has in common."""
     figures: tuple[RowFigure, ...]
+    overheads: tuple[Overhead, ...]
+    """What deciding costs; it is in the figures, too."""
+    deciding: float
+    """Operations of it, relative to the baseline's sop_bit."""
 
     def figure(self, name: str) -> RowFigure:
         """The figure of that name."""
@@ -176,6 +177,7 @@ def _row(rung: Rung, found: Evaluation, first: Report) -> Row:
     report = found.report
     accuracy = report.accuracy.value if report.accuracy else None
     whole = first.accuracy.value if first.accuracy else None
+    deciding = sum(each.mean for each in report.overheads if each.unit == "operations")
     bits, common = _per_input(found, "sop_bit").sum(), _per_input(found, "common").sum()
     return Row(
         key=rung.key,
@@ -192,14 +194,16 @@ def _row(rung: Rung, found: Evaluation, first: Report) -> Row:
         exit_rate=report.exit_rate,
         common_fraction=float(2 * common / bits) if bits else 0.0,
         figures=tuple(_figures(report, first)),
+        overheads=report.overheads,
+        deciding=deciding / first.figure("sop_bit").per_input.mean,
     )
 
 
 def _figures(report: Report, first: Report) -> Iterable[RowFigure]:
     bits = first.figure("sop_bit").per_input.mean
-    for name in (*OPERATIONS, *DECISIONS, *OTHERS, *(f"energy {table}" for table in energy_tables())):
+    for name in (*OPERATIONS, *OTHERS, *(f"energy {table}" for table in energy_tables())):
         figure = report.figure(name)
-        whole = bits if name in (*OPERATIONS, *DECISIONS) else first.figure(name).per_input.mean
+        whole = bits if name in OPERATIONS else first.figure(name).per_input.mean
         yield RowFigure(
             name=name,
             unit=figure.unit,
@@ -207,19 +211,6 @@ def _figures(report: Report, first: Report) -> Iterable[RowFigure]:
             per_input=figure.per_input,
             relative=figure.per_input.mean / whole if whole else None,
         )
-    at_exits = _at_exits(report)
-    yield RowFigure(
-        name=AT_EXITS,
-        unit="operations",
-        origin="measured",
-        per_input=distribution(np.array([at_exits])),
-        relative=at_exits / bits if bits else None,
-    )
-
-
-def _at_exits(report: Report) -> float:
-    """Mean over the inputs; a layer's distribution is not kept."""
-    return sum(layer.figures["mac"] + layer.figures["add"] for layer in report.layers if layer.operation == "exit")
 
 
 def _goals(rows: dict[str, Row], seen: dict[str, Evaluation]) -> Iterable[Goal]:

@@ -39,15 +39,12 @@ def as_csv(ladder: Ladder) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = [head for name, unit, how in names for head in (f"{name} [{unit}, {how}]", f"{name} / baseline")]
-    writer.writerow([*PLAIN, "common_fraction", *heads])
+    deciding = [f"{each.name} [{each.unit}, {each.origin}]" for each in ladder.rows[0].overheads]
+    writer.writerow([*PLAIN, "common_fraction", *heads, *deciding])
     for row in ladder.rows:
-        figures = [(figure.per_input.mean, figure.relative) for figure in row.figures]
-        writer.writerow(
-            [
-                *(_cell(getattr(row, key)) for key in (*PLAIN, "common_fraction")),
-                *(_cell(v) for f in figures for v in f),
-            ]
-        )
+        plain = [getattr(row, key) for key in (*PLAIN, "common_fraction")]
+        figures = [cell for figure in row.figures for cell in (figure.per_input.mean, figure.relative)]
+        writer.writerow([_cell(cell) for cell in (*plain, *figures, *(each.mean for each in row.overheads))])
     for name, value in (
         ("exit + guards", ladder.paper.exit_and_guards),
         ("exit + guards + sharing", ladder.paper.with_sharing),

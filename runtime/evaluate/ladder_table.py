@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runtime.energy import energy_tables
-from runtime.evaluate.ladder import AT_EXITS, DECISIONS, Goal, Ladder, Row
+from runtime.evaluate.ladder import Goal, Ladder, Row
 from runtime.report.numbers import scale_for
 
 
@@ -41,7 +41,6 @@ class LadderTable:
         heads = ("top-1", "loss", "exits", "T_avg", "sop_bit", "sop_union", "sop_hw", "deciding", "cycles", "DRAM")
         table = _table("measured", heads)
         for row in self.ladder.rows:
-            deciding = sum(row.figure(name).relative or 0.0 for name in (*DECISIONS, AT_EXITS))
             table.add_row(
                 escape(row.name),
                 "" if row.accuracy is None else f"{row.accuracy:.2%}",
@@ -49,7 +48,7 @@ class LadderTable:
                 f"{row.exit_rate:.1%}",
                 f"{row.average_timesteps:.2f}",
                 *(_times(row, name) for name in ("sop_bit", "sop_union", "sop_hw")),
-                f"{deciding:.4f}",
+                f"{row.deciding:.4f}",
                 _times(row, "cycles"),
                 _times(row, "dram_bytes"),
             )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +36,31 @@ def inputs_for(program: Program, source: str, rows: Sequence[int] | None = None)
 def calibrated_on(program: Program, total: int, read: Callable[[Sequence[int]], Dataset]) -> NDArray[np.int64]:
     """Which of a data set's `total` inputs the program was calibrated on, as far as its provenance tells.
 
-    That is a number of images and their digest: they are found here where they are all of the data set, or as many as
-    `cstep compile` draws from it. `read` gives the rows asked for.
+    That is a number of images and their digest, of the ranges and of the settings: they are found here where they are
+    all of the data set, or as many as `cstep compile` and `cstep calibrate` draw from it. `read` gives the rows asked
+    for.
     """
     said = re.search(r", (\d+) images, sha256:([0-9a-f]+)$", program.header.provenance.calibration)
-    count = int(said[1]) if said else 0
-    if said is None or not 1 <= count <= total:
-        return np.zeros(0, np.int64)
-    rows = np.arange(total) if count == total else drawn(total, count, seed=0)
-    return rows if read(rows.tolist()).digest.startswith(said[2]) else rows[:0]
+    ranges, digest = (int(said[1]), said[2]) if said else (0, "")
+    found = np.zeros(0, np.int64)
+    if 1 <= ranges <= total:
+        rows = np.arange(total) if ranges == total else drawn(total, ranges, seed=0)
+        found = rows if read(rows.tolist()).digest.startswith(digest) else rows[:0]
+    return np.union1d(found, _settled_on(program, total, ranges, read))
+
+
+def _settled_on(
+    program: Program, total: int, ranges: int, read: Callable[[Sequence[int]], Dataset]
+) -> NDArray[np.int64]:
+    """The rows that the settings were calibrated on: drawn from the first on, or from behind those of the ranges."""
+    settings: dict[str, Any] = json.loads(program.header.provenance.settings or "{}")
+    images, digest = (settings.get("data", {}).get(key) for key in ("images", "digest"))
+    order = drawn(total, total, seed=0)
+    for start in {0, ranges}:
+        rows = order[start : start + (images or 0)]
+        if images and len(rows) == images and read(rows.tolist()).digest == digest:
+            return rows
+    return order[:0]
 
 
 def measure(

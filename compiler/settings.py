@@ -40,15 +40,15 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
 
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 Criterion = Literal["lightsoftmax", "softmax", "entropy"]
 GuardMode = Literal["rows", "columns", "both"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]
-Several = BeforeValidator(_as_list)
+Several = BeforeValidator(_as_tuple)
 """One value stands for a list of it."""
 Confidence = Annotated[float, Field(gt=0, le=NEVER)]
 
@@ -274,5 +274,5 @@ def _guard(guard: Guard | None) -> str:
 def _masks(timesteps: Timesteps | None) -> str:
     if timesteps is None:
         return ""
-    masks = ",".join(json.dumps(f"{label}={mask}") for label, mask in timesteps.masks.items())
+    masks = ",".join(f'"{label}={mask}"' for label, mask in timesteps.masks.items())
     return f"set-timesteps{{masks={masks}}},"

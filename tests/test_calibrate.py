@@ -1,0 +1,124 @@
+"""Calibration: confidences, thresholds under a bound of the loss, and the whole of it on the digits."""
+
+from __future__ import annotations
+
+from math import exp
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from compiler.calibrate.confidence import (
+    entropy_confidence,
+    light_softmax_confidence,
+    margin,
+    margin_of,
+    softmax_confidence,
+    tau_of,
+    variance_of_others,
+)
+from compiler.calibrate.exits import apply, choose
+from compiler.calibrate.search import Wanted
+from isa.errors import CStepError
+
+Logits = NDArray[np.float64]
+
+
+@pytest.fixture(scope="module")
+def logits() -> Logits:
+    """[200, 10], some surer than others."""
+    random = np.random.default_rng(0)
+    drawn = random.standard_normal((200, 10))
+    drawn[np.arange(200), random.integers(0, 10, 200)] += random.uniform(0, 8, 200)
+    return drawn
+
+
+def test_light_softmax_is_the_published_expression(logits: Logits) -> None:
+    """C-STEP eq. 3 with the constants of eq. 4 and 5 and their corrections at run time, exponentials and all."""
+    mean, greatest, variance, others = 0.3, 2.5, 1.7, logits.shape[1] - 1
+    for each in logits:
+        z = each.max()
+        m = (each.sum() - z) / others
+        top = exp(greatest) * exp(z - greatest)
+        rest = others * exp(mean + variance / 2) * exp(m - mean)
+        assert light_softmax_confidence(each, variance) == pytest.approx(top / (rest + top), rel=1e-12)
+
+
+def test_the_margin_decides_as_the_confidence_does(logits: Logits) -> None:
+    variance = variance_of_others(logits)
+    for tau in (0.2, 0.5, 0.83, 0.99):
+        cut = margin_of(tau, variance, logits.shape[1])
+        assert np.array_equal(light_softmax_confidence(logits, variance) > tau, margin(logits) > cut)
+        assert tau_of(cut, variance, logits.shape[1]) == pytest.approx(tau)
+
+
+def test_a_confidence_is_never_one() -> None:
+    assert tau_of(1e6, 1.0, 10) < 1
+    assert 0 <= tau_of(-1e6, 1.0, 10) < 1e-100
+
+
+def test_confidences_of_the_plainest_logits() -> None:
+    even, sure = np.zeros(4), np.array([50.0, 0, 0, 0])
+    assert softmax_confidence(even) == pytest.approx(0.25)
+    assert entropy_confidence(even) == pytest.approx(0, abs=1e-12)
+    assert softmax_confidence(sure) == pytest.approx(1)
+    assert entropy_confidence(sure) == pytest.approx(1)
+
+
+def test_variance_is_that_of_the_logits_that_were_not_predicted() -> None:
+    assert variance_of_others(np.array([[9.0, 1, 3], [7, 5, 5]])) == pytest.approx((1 + 0) / 2)
+
+
+def drawn_case(seed: int, inputs: int = 400) -> tuple[Logits, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Scores [B, 2], rising with how often early logits are right, and what is right late."""
+    random = np.random.default_rng(seed)
+    scores = random.random((inputs, 2))
+    early = random.random((inputs, 2)) < 0.5 + 0.5 * scores
+    return scores, early, random.random(inputs) < 0.9
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5, 5.0])
+@pytest.mark.parametrize("rate", [0.1, 0.4, 1.0])
+def test_exits_keep_rate_and_bound_and_no_lower_threshold_does(bound: float, rate: float) -> None:
+    scores, early, late = drawn_case(1)
+    found = choose(scores, early, late, late, rate, bound)
+    assert found.loss <= bound + 1e-9
+    assert apply(found.thresholds, scores, early, late, late).taken.tolist() == found.taken.tolist()
+    leaving = int((found.taken == 0).sum())
+    assert leaving <= rate * len(late)
+    ranked = np.sort(scores[:, 0])[::-1]
+    for more in range(leaving + 1, int(rate * len(late)) + 1):
+        tried = apply((float(ranked[more - 1]) - 1e-12, None), scores, early, late, late)
+        assert tried.loss > bound
+
+
+def test_equal_scores_leave_together_or_not_at_all() -> None:
+    scores = np.array([[3.0], [1.0], [1.0], [1.0]])
+    right = np.ones(4, bool)
+    found = choose(scores, right[:, None], right, right, 0.5, 100.0)
+    assert found.taken.tolist() == [0, 1, 1, 1]
+
+
+def test_without_a_bearable_exit_none_is_taken() -> None:
+    scores, late = np.array([[2.0], [1.0]]), np.ones(2, bool)
+    found = choose(scores, np.zeros((2, 1), bool), late, late, 1.0, 0.0)
+    assert (found.thresholds, found.lost, found.rate) == ((None,), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "steps", "classes", "images", "said"),
+    [
+        (Wanted(), 1, 10, 500, "T=1"),
+        (Wanted(), 4, 1, 500, "one class"),
+        (Wanted(after=(4,)), 4, 10, 500, "--exit-after 4: the model has T=4; exits are after 1..3"),
+        (Wanted(after=(2, 2)), 4, 10, 500, "must ascend"),
+        (Wanted(rate=1.5), 4, 10, 500, "--rate 1.5"),
+        (Wanted(loss=-1), 4, 10, 500, "--loss -1"),
+        (Wanted(loss=float("nan")), 4, 10, 500, "--loss nan"),
+        (Wanted(guard_after=4), 4, 10, 500, "--guard-after 4"),
+        (Wanted(), 4, 10, 99, "99 held-out images; at least 100"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(wanted: Wanted, steps: int, classes: int, images: int, said: str) -> None:
+    with pytest.raises(CStepError, match=said):
+        wanted.check(steps, classes, images)

@@ -141,7 +141,8 @@ class _Grouper:
         kind = op.result_type
         channels, height, width = kind.sizes
         name = "events" if kind.steps is not None else "image"
-        self.image = ImageInfo(name, kind.steps or 1, (channels, height, width), op.get("scale"))
+        given = shaped(self.views.memory(op.operands[0]).type)  # of events that are not all read, too
+        self.image = ImageInfo(name, given.steps or 1, (channels, height, width), op.get("scale"))
         self.image_value = op.results[0]
 
     def _layout(self, op: spike.Reshape | spike.Transpose) -> None:

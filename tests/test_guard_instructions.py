@@ -316,20 +316,20 @@ def test_accumulate_computes_live_outputs_of_live_inputs(masks: dict[str, int], 
 
 
 def test_a_new_mask_is_seen_by_what_was_listed_under_the_old_one() -> None:
-    """The same Accumulate before and after a guard that changes its row mask, and once without."""
+    """The same Accumulate before and after a guard that changes its row mask, once under another, once without."""
     first = Accumulate(
         **window(40, 6), row_mask=8, masks_rows=1, spikes=0, weights=7, accumulators=40, outputs=20, plane=0, fresh=1,
         share=0,
     )  # fmt: skip
     guard = Guard(counts_at=COUNTS, mask=8, channels=40, threshold=20)
-    last = [replace(first, accumulators=30000), replace(first, accumulators=60000, masks_rows=0, row_mask=0)]
-    program = program_of([first, guard, *last], load_machine("c-step").with_changes(accumulator_bits=32))
+    others = [replace(first, accumulators=30000), replace(first, row_mask=20), replace(first, masks_rows=0, row_mask=0)]
+    program = program_of([first, guard, *others], load_machine("c-step").with_changes(accumulator_bits=32))
     state = random_state(program, 6, 0.1)
     moderate(state)
     half_live(state)
     (fast, records), (reference, _) = both_families(program, state, True)
     assert np.array_equal(fast["output"], reference["output"])
-    assert len({int(records[index, RECORD.sop_bit]) for index in (0, 2, 3)}) == 3
+    assert len({int(records[index, RECORD.sop_bit]) for index in (0, 2, 3, 4)}) == 4
 
 
 @pytest.mark.parametrize("masks", [{"masks_rows": 1}, {"masks_columns": 1}, {"masks_rows": 1, "masks_columns": 1}])

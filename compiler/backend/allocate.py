@@ -16,6 +16,7 @@ from compiler.ir.cstep import BufferOp, ConstantOp, InputOp, InstructionOp, Laye
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
+from isa.instructions import Guard
 from isa.machine import Machine
 from isa.word import Region
 
@@ -81,6 +82,8 @@ def allocate(network: Network, machine: Machine) -> Network:
             _place(chosen, memory, 1 << 30, "DRAM")
         else:
             capacity = capacities(machine)[region]
+            if region == Region.CHANNEL:
+                _expect_room_for_guards(chosen, machine)
             _place(chosen, 0, capacity, f"the {region.name.lower()} buffer")
             _widen(chosen, capacity)
     for arena in arenas:
@@ -178,6 +181,22 @@ def _place(arenas: list[Arena], start: int, capacity: int, where: str) -> None:
             raise CStepError(f"{arena.group}: {arena.bytes} bytes do not fit {where} ({capacity} bytes)")
         arena.address = address
         placed.add(index)
+
+
+def _expect_room_for_guards(arenas: list[Arena], machine: Machine) -> None:
+    """Raises CStepError where counts and masks that live at the same time need more than the channel buffer."""
+    if not arenas:
+        return
+    _place(arenas, 0, 1 << 30, "the channel buffer")
+    last = max(arenas, key=lambda arena: arena.address + arena.bytes)
+    needed = last.address + last.bytes
+    if needed > machine.channel_buffer_bytes:
+        most = 1 << Guard.specs["mask"].bits
+        remedy = f"channel_buffer_bytes={needed} would do" if needed <= most else f"no machine has more than {most}"
+        raise CStepError(
+            f"{last.group}: counts and masks of guarded channels need {needed} bytes here; the channel buffer of "
+            f"machine {machine.name} has {machine.channel_buffer_bytes}; {remedy}"
+        )
 
 
 def _widen(arenas: list[Arena], capacity: int) -> None:

@@ -4,6 +4,9 @@ Up to quantisation the comparison is in float64, each neuron given the spikes th
 rounding does not become another network; from quantisation on every integer must be the same. The module after
 `quantise` is also compared with an independent oracle (its ONNX form on onnxruntime), and there every membrane stream
 is compared, too: the last one may reach the logits with no neuron between.
+
+A lossy pass gives a new reference. Of layers that lost timesteps the ones they still have are compared; behind an exit
+that is taken nothing is, nor are currents of channels that a guard keeps the machine from computing.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,10 @@ from compiler.ir import spike
 from compiler.ir.cstep import BufferOp, InstructionOp
 from compiler.ir.meaning import NEURONS, STREAMS, Executor, Run
 from compiler.ir.network import Network
+from compiler.ir.types import shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.split_channels import whole_of
+from compiler.passes.timesteps import average_timesteps
 from isa.errors import CStepError
 from isa.program import Program, Provenance
 
@@ -71,6 +77,10 @@ class Checker:
         self._sources: dict[str, str] = {}
         self._live: set[str] = set()
         """Neurons and streams that reach the output, in the module before."""
+        self._guards: dict[str, tuple[int, int]] = {}
+        self._same: set[str] = set()
+        """Of the reference: guards by neurons, and what is the same at every timestep."""
+        self._average = inf
         self._digest, self._compared = "", 0
         """Of the module before and its weights; and how many numbers were compared there."""
 
@@ -103,17 +113,36 @@ class Checker:
             if not self._reference:
                 self._reference = runs
                 return CheckResult(name, 0, "reference")
-            return self._integers(name, runs, dump, "emulator == integer model", streams=False)
+            return self._integers(name, runs, dump, "emulator == integer model", None)
         if keeps == Keeps.INTEGERS:
-            return self._integers(name, self._executed(after, torch.float32), dump, "== integer model")
+            runs = self._executed(after, torch.float32)
+            result = self._integers(name, runs, dump, f"== integer model{self._lowered(after)}", after)
+            self._set_reference(runs, after)
+            return result
+        if keeps == Keeps.LOSSY:
+            self._reference.clear()
+            note = f"new reference: lossy{self._lowered(after)}"
+            self._set_reference(self._executed(after, torch.float32), after)
+            return CheckResult(name, 0, note)
         if keeps == Keeps.NOTHING and self._reference:
             self._reference.clear()  # before the next one is made: each may hold a gigabyte
-            self._reference, self._live = self._executed(after, torch.float32), _live_labels(after)
+            self._set_reference(self._executed(after, torch.float32), after)
+            self._live = _live_labels(after)
             return self._oracle(name, after, dump)
         if keeps == Keeps.NOTHING:
             self._reference = self._executed(after, torch.float64)
             return CheckResult(name, 0, "reference")
         return self._reals(name, keeps, after, dump)
+
+    def _set_reference(self, runs: list[Run], network: Network) -> None:
+        """What later modules are compared with; and what of it a machine need not compute."""
+        self._reference, self._guards = runs, _guards_of(network)
+        self._same = _the_same(network)
+
+    def _lowered(self, network: Network) -> str:
+        """Where neuron layers have fewer timesteps than before, the mean of what they have."""
+        before, self._average = self._average, average_timesteps(network)
+        return f", T_avg {self._average:.2f}" if self._average < before else ""
 
     def _executed(self, network: Network, dtype: torch.dtype) -> list[Run]:
         assert self.inputs is not None
@@ -128,7 +157,11 @@ class Checker:
         seen = self.emulate(program, inputs)
         labels = neuron_labels(network)
         return [
-            Run(seen.logits[index], {label: seen.currents[layer][index] for layer, label in labels.items()})
+            Run(
+                seen.logits[index],
+                {label: seen.currents[layer][index] for layer, label in labels.items()},
+                steps=int(seen.steps[index]),
+            )
             for index in range(len(inputs))
         ]
 
@@ -137,27 +170,52 @@ class Checker:
 
         assert self.inputs is not None
         oracle = Oracle(after)
-        return self._integers(name, [oracle.run(x) for x in self.inputs], dump, "onnxruntime == integer model")
+        return self._integers(name, [oracle.run(x) for x in self.inputs], dump, "onnxruntime == integer model", after)
 
-    def _integers(self, name: str, runs: list[Run], dump: Path | None, note: str, streams: bool = True) -> CheckResult:
-        """Every integer the same; those of `streams`, too, which the emulator does not show."""
-        compared = 0
+    def _integers(
+        self, name: str, runs: list[Run], dump: Path | None, note: str, module: Network | None
+    ) -> CheckResult:
+        """Every integer the same; those of streams, too, which the emulator does not show (it has no `module`)."""
+        compared, same = 0, _the_same(module) if module else None
         for image, (before, after) in enumerate(zip(self._reference, runs, strict=True)):
             pairs = {label: (current, after.currents.get(label)) for label, current in before.currents.items()}
-            if streams:
+            if module:
                 pairs |= {label: (stream, after.streams.get(label)) for label, stream in before.streams.items()}
             for label, (current, seen) in pairs.items():
                 if seen is None:
                     self._gone(name, label)
                     continue
+                current, seen = self._comparable(label, before, current, seen, same)
                 compared += current.size
-                seen = seen.reshape(current.shape)
                 if not np.array_equal(current, seen):
                     raise self._difference(name, label, image, current, seen, dump)
+            if None not in (before.steps, after.steps) and before.steps != after.steps:
+                steps = f"{after.steps} timesteps after the pass and {before.steps} before it"
+                raise CStepError(f"{name}: image {image} leaves after {steps}")
             compared += before.output.size
             if not np.array_equal(before.output, after.output):
                 raise self._difference(name, LOGITS, image, before.output, after.output, dump)
         return CheckResult(name, compared, note)
+
+    def _comparable(
+        self, label: str, run: Run, before: NDArray[Any], after: NDArray[Any], same: set[str] | None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Both, as far as they can be compared: timesteps that both have and that ran, channels that are computed.
+
+        What is the same at every timestep, as `same` says of `after`, is compared with each; None: an emulated run.
+        """
+        sizes = before.shape if label in self._same else before.shape[1:]
+        before, after = before.reshape(-1, *sizes), after.reshape(-1, *sizes)
+        steps = min(len(before), len(after))
+        if label in self._same | (same or set()):
+            steps = max(len(before), len(after))
+            before, after = (np.broadcast_to(each, (steps, *sizes)) for each in (before, after))
+        steps = min(steps, run.steps or steps)
+        before, after = before[:steps], after[:steps]
+        if label in self._guards and same is None:
+            guarded = _silenced(run.spikes[label], *self._guards[label])[:steps]
+            before, after = (np.where(guarded, 0, each) for each in (before, after))
+        return before, after
 
     def _reals(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
         """Every current, and the logits, the same up to rounding; in any order of neurons where layout may change."""
@@ -258,6 +316,31 @@ def _live_labels(network: Network) -> set[str]:
         if isinstance(op, spike.Output) or op in live:
             live |= {operand.owner for operand in op.operands if isinstance(operand.owner, Operation)}
     return {op.label for op in network.operations() if op in live and isinstance(op, NEURONS + STREAMS)}
+
+
+def _the_same(network: Network) -> set[str]:
+    """Neurons and streams that are the same at every timestep."""
+    recorded = (op for op in network.operations() if isinstance(op, NEURONS + STREAMS))
+    return {op.label for op in recorded if shaped(op.results[0].type).steps is None}
+
+
+def _guards_of(network: Network) -> dict[str, tuple[int, int]]:
+    """`after` and `threshold` of the guards right behind neurons that skip columns, by the neurons' label."""
+    found: dict[str, tuple[int, int]] = {}
+    for op in network.operations():
+        if isinstance(op, spike.Guard) and op.get("skips") != "rows":
+            neurons = op.operands[0].owner
+            if isinstance(neurons, NEURONS):
+                found[neurons.label] = op.get("after"), op.get("threshold")
+    return found
+
+
+def _silenced(spikes: NDArray[Any], after: int, threshold: int) -> NDArray[np.bool_]:
+    """Where a guard of these spikes or counts [T, ..., C] makes them 0, whatever they are: [T, 1..., C]."""
+    early = spikes[:after].astype(np.int64).reshape(-1, spikes.shape[-1])
+    bits = sum(((early >> plane) & 1).sum(axis=0) for plane in range(int(early.max(initial=1)).bit_length()))
+    late = np.arange(len(spikes)).reshape(-1, *[1] * (spikes.ndim - 1)) >= after
+    return late & (np.asarray(bits) <= threshold)
 
 
 def _is_placed(network: Network) -> bool:

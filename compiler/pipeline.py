@@ -28,11 +28,16 @@ from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_linear_chains import FoldLinearChains
 from compiler.passes.fuse_attention import FuseAttention
 from compiler.passes.fuse_masks import FuseMasks
+from compiler.passes.guard_channels import GuardChannels
+from compiler.passes.hoist_invariant import HoistInvariant
+from compiler.passes.insert_exits import InsertExits
 from compiler.passes.join_heads import JoinHeads
+from compiler.passes.mask_timesteps import MaskTimesteps
 from compiler.passes.network_pass import NetworkPass
 from compiler.passes.quantise import Quantise
 from compiler.passes.reassociate_attention import ReassociateAttention
 from compiler.passes.record_ranges import RecordRanges
+from compiler.passes.set_timesteps import SetTimesteps
 from compiler.passes.split_channels import SplitChannels
 from isa.errors import CStepError
 from isa.machine import Machine
@@ -50,6 +55,11 @@ PASSES: tuple[type[NetworkPass], ...] = (
     RecordRanges,
     Quantise,
     ReassociateAttention,
+    SetTimesteps,
+    MaskTimesteps,
+    HoistInvariant,
+    GuardChannels,
+    InsertExits,
     LowerToCstep,
     Allocate,
     Synchronise,

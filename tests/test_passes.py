@@ -11,12 +11,16 @@ from models import emulate, one_thread
 
 from compiler.check import Checker
 from compiler.ir.network import Network, parse
+from compiler.passes.network_pass import Keeps
 from compiler.pipeline import PASSES, parse_passes
 from isa.errors import CStepError
 
 CALIBRATION = 8
 """Inputs for a pass that finds something out from data."""
 GOLDEN = sorted((Path(__file__).parent / "passes").glob("*.spike"))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,7 @@ def test_a_pass_keeps_every_current(golden: Golden) -> None:
     checker.compare(None, network, None)
     for each in parse_passes(golden.passes):
         network = each.apply_with(network, made_up_inputs(network, CALIBRATION))
-        assert checker.compare(each, network, None).compared > 0
+        assert checker.compare(each, network, None).compared > 0 or each.keeps == Keeps.LOSSY
 
 
 def test_a_pass_leaves_the_module_it_was_given(golden: Golden) -> None:

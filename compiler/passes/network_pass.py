@@ -6,11 +6,11 @@ from abc import abstractmethod
 from dataclasses import dataclass, fields
 from enum import Enum
 from math import isfinite
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
-from xdsl.utils.arg_spec import ArgSpec, ArgSpecConvertible, ParameterListType
+from xdsl.utils.arg_spec import ArgSpec, ArgSpecConvertible, ParameterListType, ParameterType
 
 from compiler.ir.network import Network
 from isa.errors import CStepError
@@ -27,6 +27,8 @@ class Keeps(Enum):
     """It changes the numbers on purpose (quantisation): its result is the new reference."""
     INTEGERS = "integers"
     """Every neuron's current, and the output, in every integer."""
+    LOSSY = "lossy"
+    """It leaves out work that may matter: its result is the new reference for the integers."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,25 @@ class NetworkPass(ArgSpecConvertible):
 
 
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+_LISTS = {float: "numbers", int: "whole numbers", str: "words"}
 
 
-def _value(where: str, given: ParameterListType, kind: type[Any]) -> Any:
-    """One option's value; whole numbers are numbers too, and so are the ones without a point, 5e-06."""
-    value = given[0] if len(given) == 1 else None
+def _value(where: str, given: ParameterListType, kind: Any) -> Any:
+    """One option's value, or all of them where the option is a tuple."""
+    several = get_origin(kind) is tuple
+    each = get_args(kind)[0] if several else kind
+    values = [_plain(value, each) for value in given]
+    if not values or None in values or (len(values) > 1 and not several):
+        wanted = f"{_LISTS[each]} with commas between" if several else _KINDS[each]
+        raise CStepError(f"{where}={','.join(map(str, given))}; it must be {wanted}")
+    return tuple(values) if several else values[0]
+
+
+def _plain(value: ParameterType, kind: type[Any]) -> Any:
+    """A value of an option, None where it is of another kind; whole numbers are numbers too, and so is 5e-06."""
     try:
-        if kind is float and not isinstance(value, bool | None) and isfinite(float(value)):
+        if kind is float and not isinstance(value, bool) and isfinite(float(value)):
             return float(value)
-        if kind is not float and type(value) is kind:
-            return value
     except ValueError:
-        pass
-    spelled = ",".join(map(str, given))
-    raise CStepError(f"{where}={spelled}; it must be {_KINDS[kind]}")
+        return None
+    return value if kind is not float and type(value) is kind else None

@@ -59,7 +59,16 @@ def integer_lif(graph: Graph, op: spike.IntegerLif) -> None:
         spikes.append(graph.truth(fired))
         after = zero if op.get("reset") == "hard" else graph.apply("Sub", charged, threshold)
         membrane = graph.apply("Clip", graph.apply("Where", fired, after, charged), lowest, highest)
-    graph.give(op, graph.apply("Concat", *spikes, axis=0))
+    graph.give(op, _masked(graph, op, graph.apply("Concat", *spikes, axis=0)))
+
+
+def _masked(graph: Graph, op: spike.SpikeOperation, train: str) -> str:
+    """A train times its timestep mask."""
+    mask = op.get("mask")
+    if not mask:
+        return train
+    factors = np.array(mask).reshape(-1, *[1] * len(op.result_type.sizes))
+    return graph.apply("Mul", train, graph.constant(factors, np.float32))
 
 
 def _charged(graph: Graph, op: spike.IntegerLif, membrane: str, current: str) -> str:
@@ -86,4 +95,4 @@ def integer_level(graph: Graph, op: spike.IntegerLevel) -> None:
         down = op.get("ties") == "even" and level % 2 == 1  # half of an odd number more is even one below
         passed = graph.apply("Greater" if down else "GreaterOrEqual", twice, graph.constant((2 * level - 1) * unit))
         counted.append(graph.truth(passed))
-    graph.give(op, graph.apply("Sum", *counted))
+    graph.give(op, _masked(graph, op, graph.apply("Sum", *counted)))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 from onnx import TensorProto
 
 from compiler.ir import spike
 from compiler.ir.onnx.real_graph import RealGraph
-from compiler.ir.onnx.schema import LEVEL, NEURON
+from compiler.ir.onnx.schema import LEVEL, NEURON, defaults, required
 
 
 def lif(g: RealGraph, op: spike.Lif) -> None:
     """One node, or a few for every timestep between a Split and a Concat."""
-    words = {key: op.get(key) for key in ("tau", "threshold", *spike.Lif.DEFAULTS)}
+    words = {key: op.get(key) for key in (*required(NEURON), *defaults(NEURON))}
     if not g.unrolled:
-        g.give(op, g.apply(op.label, NEURON, g.of(op), **words))
+        g.give(op, _masked(g, op, g.apply(op.label, NEURON, g.of(op), **words)))
         return
     steps = cast(int, op.result_type.steps)
     label, threshold, membrane = op.label, g.number(op.get("threshold")), g.number(0.0)
@@ -31,7 +32,17 @@ def lif(g: RealGraph, op: spike.Lif) -> None:
             after = g.apply(label, "Sub", charged, g.apply(label, "Mul", spike_, threshold))
         membrane = g.apply(label, "Where", fired, after, charged)
         spikes.append(spike_ if op.get("emits") == 1.0 else g.apply(label, "Mul", spike_, g.number(op.get("emits"))))
-    g.give(op, g.apply(label, "Concat", *spikes, axis=0))
+    g.give(op, _masked(g, op, g.apply(label, "Concat", *spikes, axis=0)))
+
+
+def _masked(g: RealGraph, op: spike.SpikeOperation, train: str) -> str:
+    """A train times its timestep mask, 1 or 0 for each timestep."""
+    mask = op.get("mask")
+    if not mask:
+        return train
+    shape = [len(mask), *[1] * len(op.result_type.sizes)]
+    held = g.hold(f"mask {list(mask)} of {len(shape)}", np.reshape(mask, shape), np.float32)
+    return g.apply(op.label, "Mul", train, held)
 
 
 def _charged(g: RealGraph, op: spike.Lif, membrane: str, current: str) -> str:
@@ -54,11 +65,11 @@ def level(g: RealGraph, op: spike.Level) -> None:
     """One node, or Clip, Round (or + 0.5, Floor) and Div."""
     levels, norm, ties = op.get("levels"), op.get("norm"), op.get("ties")
     if not g.unrolled:
-        g.give(op, g.apply(op.label, LEVEL, g.of(op), levels=levels, norm=norm, ties=ties))
+        g.give(op, _masked(g, op, g.apply(op.label, LEVEL, g.of(op), levels=levels, norm=norm, ties=ties)))
         return
     clipped = g.apply(op.label, "Clip", g.of(op), g.number(0.0), g.number(float(levels)))
     if ties == "up":
         rounded = g.apply(op.label, "Floor", g.apply(op.label, "Add", clipped, g.number(0.5)))
     else:
         rounded = g.apply(op.label, "Round", clipped)
-    g.give(op, g.apply(op.label, "Div", rounded, g.number(norm)))
+    g.give(op, _masked(g, op, g.apply(op.label, "Div", rounded, g.number(norm))))

@@ -1,6 +1,7 @@
 """The neurons of the spike dialect as ONNX operators: domain `c-step`, version 1 (docs/onnx.md).
 
-The attributes and their defaults are those of `spike.lif` and `spike.level`, so that they are said once.
+The attributes and their defaults are those of `spike.lif` and `spike.level`, so that they are said once. A timestep
+mask is none of them: it is a multiplication behind the neuron.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def required(operator: str) -> tuple[str, ...]:
 
 def defaults(operator: str) -> dict[str, Any]:
     """Attributes of `Neuron` or `Level` that have a default, and which."""
-    return dict(_REQUIRED[operator][0].DEFAULTS)
+    return {name: value for name, value in _REQUIRED[operator][0].DEFAULTS.items() if name != "mask"}
 
 
 def register() -> None:
@@ -47,7 +48,7 @@ def register() -> None:
 def _schema(operator: str) -> OpSchema:
     op, kinds = _REQUIRED[operator]
     attributes = [OpSchema.Attribute(name, _KINDS[kind], required=True) for name, kind in kinds.items()]
-    for name, value in op.DEFAULTS.items():
+    for name, value in defaults(operator).items():
         attributes.append(OpSchema.Attribute(name, default_value=helper.make_attribute(name, value)))
     return OpSchema(
         operator,

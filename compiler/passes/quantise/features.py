@@ -11,7 +11,7 @@ from xdsl.ir import SSAValue
 
 from compiler.ir import spike
 from compiler.ir.fixed_point import WEIGHT_LIMIT, Integer, product_bounds, shifted
-from compiler.ir.types import Element
+from compiler.ir.types import Element, shaped
 from compiler.passes.quantise.quantiser import Quantised, Quantiser, base_name
 from compiler.passes.rewriting import refuse
 
@@ -89,7 +89,11 @@ def _unit(q: Quantiser, op: spike.Linear, shift: int) -> float:
 
 @dataclass(frozen=True)
 class _Head:
-    """One head in integers: logits in `unit` are (features << shift) weight + biases."""
+    """One head in integers: logits in `unit` are (features << shift) weight + biases.
+
+    Behind a sum over T timesteps biases are multiples of T, so that each timestep has its share: the sum over the first
+    n, and n shares, are the logits of these n (insert-exits). That moves a logit by T / 2 units at most.
+    """
 
     op: spike.Linear
     shift: int
@@ -103,7 +107,8 @@ class _Head:
         x, weight, bias = q.of(op), q.weight(op, "weight"), q.weight(op, "bias")
         assert weight is not None
         integers = np.rint(weight * (x.scale * 2.0**-shift / unit)).astype(np.int64)
-        biases = np.rint((np.zeros(len(weight)) if bias is None else bias) / unit).astype(np.int64)
+        steps = _summed_steps(op.operands[0])
+        biases = np.rint((np.zeros(len(weight)) if bias is None else bias) / (unit * steps)).astype(np.int64) * steps
         least, greatest = (int(bound) for bound in shifted(np.array(x.bounds), shift))
         low, high = (bound + biases for bound in product_bounds(integers, (least, greatest)))
         return cls(op, shift, unit, integers, biases, (low, high))
@@ -127,6 +132,14 @@ class _Head:
             hint=op.label,
         )
         q.give(op, Quantised(made, self.unit))
+
+
+def _summed_steps(value: SSAValue) -> int:
+    """Over how many timesteps a value is a mean; 1 where it is none."""
+    owner = value.owner
+    if shaped(value.type).steps is not None or not isinstance(owner, spike.SpikeOperation) or not owner.operands:
+        return 1
+    return owner.operand_type().steps or _summed_steps(owner.operands[0])
 
 
 def _dropped(q: Quantiser, op: spike.Linear, shift: int) -> SSAValue:

@@ -102,6 +102,7 @@ def _fired(q: Quantiser, op: spike.Lif, aligned: SSAValue, unit: Real) -> SSAVal
         divisor=divisor,
         reset=op.get("reset"),
         charge=op.get("charge"),
+        mask=op.get("mask"),
     )
 
 
@@ -115,6 +116,7 @@ def _counted(q: Quantiser, op: spike.Level, aligned: SSAValue, unit: Real) -> SS
         hint=op.label,
         levels=op.get("levels"),
         ties=op.get("ties"),
+        mask=op.get("mask"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a small Spikformer whose layers need fewer timesteps (DTS-SNN), and compile it: no download, five minutes.
+"""Train a small Spikformer whose layers need fewer timesteps (DTS-SNN), and compile it: no download, a few minutes.
 
     python examples/train_timesteps.py --output masked.safetensors
     cstep compile spikformer-2-96 --checkpoint masked.safetensors --calibration digits --output masked.cstep
@@ -39,6 +39,7 @@ from compiler.nn import (
     with_timesteps,
 )
 from compiler.zoo import Spikformer
+from runtime.report.figures import dram_bytes
 
 T = 4
 WEIGHTS = (1e-4, 1e-3, 1e-2)
@@ -104,7 +105,8 @@ def measured(checkpoint: Path, limit: int) -> list[float]:
     assert held_out.labels is not None
     result = cstep.run(program, held_out.images[:limit])
     hits = float((result.labels == held_out.labels[:limit]).mean())
-    return [hits, *(float(result.counters.total(name).mean()) for name in ("sop_hw", "cycles", "dram_bytes"))]
+    counts = [result.counters.total(name) for name in ("sop_hw", "cycles")]
+    return [hits, *(float(count.mean()) for count in (*counts, dram_bytes(result.counters).sum(axis=1)))]
 
 
 def compare(before: list[float], after: list[float]) -> Table:
@@ -119,8 +121,8 @@ def compare(before: list[float], after: list[float]) -> Table:
 
 def main(
     output: Annotated[Path, typer.Option(help="The masked checkpoint to write.")] = Path("masked.safetensors"),
-    first_epochs: Annotated[int, typer.Option(min=1, help="Epochs at all timesteps, without a mask loss.")] = 24,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage after that.")] = 4,
+    first_epochs: Annotated[int, typer.Option(min=1, help="Epochs at all timesteps, without a mask loss.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage after that.")] = 3,
     weight: Annotated[list[float] | None, typer.Option(help="Of the mask loss, one a stage.")] = None,
     group: Annotated[list[str] | None, typer.Option(help=f"Layers that it is for: {', '.join(GROUPS)}.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Held-out digits that the programs are run on.")] = 100,
@@ -133,7 +135,7 @@ def main(
     unmasked = output.with_suffix(".unmasked.safetensors")
     reached = train(model, first_epochs, seed)
     save(model, unmasked, reached)
-    print(f"{unmasked}: T_avg {T:.2f}, held out {reached:.2%}")
+    print(f"{unmasked}: T_avg {T:.2f}, held out {reached:.2%}", flush=True)
 
     with_timesteps(model, T, start=T)
     table = fine_tune(model, weight or list(WEIGHTS), group or list(PENALISED), epochs, seed)

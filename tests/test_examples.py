@@ -16,6 +16,7 @@ ARGUMENTS = {
     "inspect_passes.py": [],
     "quickstart.py": [],
     "train.py": ["--epochs", "1"],
+    "train_timesteps.py": ["--first-epochs", "1", "--epochs", "1", "--weight", "1e-2", "--limit", "10"],
 }
 """Smaller than by default where an example takes minutes."""
 
@@ -25,21 +26,27 @@ SAYS = {
     "inspect_passes.py": "spike.integer_lif",
     "quickstart.py": "top-1 99.",
     "train.py": "M parameters",
+    "train_timesteps.py": "masked.safetensors: T_avg",
 }
+
+SLOW = {"train_timesteps.py"}
+"""Those that take a minute even so."""
 
 
 def test_every_example_is_here() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(ARGUMENTS)
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ARGUMENTS]
+)
 def test_example(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / name), *ARGUMENTS[name]],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600 if name in SLOW else 120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -243,7 +243,11 @@ FORMS: dict[str, str] = {
 
 def form(name: str, timesteps: int, image: NDArray[np.float32]) -> Network:
     """The network of a form; `image` is what its thresholds are set on."""
-    text = FORMS[name]
+    return network_of(FORMS[name], timesteps, image)
+
+
+def network_of(text: str, timesteps: int, image: NDArray[np.float32]) -> Network:
+    """The network of a text in which types are short."""
     for short, element in ELEMENTS.items():
         text = re.sub(rf"(?<=x){short}>", f"{element}>", text)
     text = re.sub(r": <", f": !spike.train<T={timesteps}, ", text)

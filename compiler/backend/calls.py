@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compiler.backend.stages import Timing
+from compiler.backend.timing import Timing
 
 Span = tuple[int, int]
 """First and count."""

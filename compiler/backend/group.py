@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
@@ -36,10 +35,10 @@ from compiler.backend.stages import (
     Stage,
     StreamStage,
     SumStage,
-    Timing,
     WeightedStage,
 )
-from compiler.backend.views import Views, least
+from compiler.backend.timing import Timing, cuts, timing_of_sums, timing_of_trains
+from compiler.backend.views import Views
 from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.operation import SpikeOperation
@@ -182,12 +181,6 @@ class _Grouper:
             raise refuse(owner, f"{kind} is no train of spikes or counts and no stream of 8 or 16 bits")
         return value
 
-    def _timing(self, result: SSAValue, inputs: Iterable[SSAValue]) -> Timing:
-        """The timesteps of a stage that works on trains or streams as they lie in DRAM."""
-        steps = self.views.live(result) or 1
-        lives = {self.views.live(value) or steps for value in inputs}
-        return Timing(steps, steps, steps, shaped(result.type).steps is None, _cuts(lives, steps))
-
     def _stream_bytes(self, value: SSAValue) -> int:
         """Bytes of a stream's values, 0 for a train; the image has values of one byte."""
         value = self.views.memory(value)
@@ -222,35 +215,13 @@ class _Grouper:
         maker = sums.owner
         assert isinstance(maker, HouseOperation)
         inputs = self._summed(op, maker, value)
-        timing = self._end_timing(op, value, inputs, end, (result, addend))
+        timing = timing_of_sums(self.views, op, value, inputs, result, addend)
         made = self._made(result, timing)
         if self._stream_bytes(made) == 1 and addend is not None:
             raise refuse(op, "adds to a stream of 8 bits; streams that are added have 16")
         first = maker if sums not in self.values else op
         base = (self._label(first), first.source, inputs, made, end, addend)
         self.stages.append(replace(self._stage(op, maker, base), timing=timing))
-
-    def _end_timing(
-        self,
-        op: spike.SpikeOperation,
-        value: SSAValue,
-        inputs: tuple[SSAValue, ...],
-        end: Neurons | Rescaling,
-        made: tuple[SSAValue, SSAValue | None],
-    ) -> Timing:
-        """When the sums `value` of `inputs` end in `op`; what is made of them, and of what is added to them."""
-        views, (result, addend) = self.views, made
-        whole, ends = shaped(result.type).steps, op.result_type.steps
-        is_still = views.is_still(value) and (isinstance(end, Neurons) or ends is None)
-        lives = [shaped(each.type).steps for each in views.chain(value)]
-        if not is_still:
-            lives += [views.live(each) for each in inputs]
-        fires = ends or 1
-        sums = min(fires, least(lives) or fires)
-        added = 0 if addend is None else min(views.live(addend) or whole or 1, whole or 1)
-        steps = max(fires, added)
-        changes = {step for step in range(1, len(end.mask)) if end.mask[step] != end.mask[step - 1]}
-        return Timing(steps, sums, fires, is_still, _cuts({sums, fires, added} | changes, steps))
 
     def _summed(self, op: spike.SpikeOperation, maker: HouseOperation, value: SSAValue) -> tuple[SSAValue, ...]:
         """What the stage reads that makes `value`. Raises CStepError where there is no such stage."""
@@ -315,8 +286,8 @@ class _Grouper:
             top = part.shift + info.planes - 1 if isinstance(info, TrainInfo) else part.shift
             if info is None or top > (MAX_PLANES if isinstance(info, TrainInfo) else 0):
                 raise refuse(op, "classifies sums of trains, shifted to the left by a few bits, or of 16-bit streams")
-        cuts = _cuts((part.steps for part in head.parts), self.timesteps)
-        self.stages.append(replace(head, timing=Timing(self.timesteps, self.timesteps, self.timesteps, cuts=cuts)))
+        ends = cuts((part.steps for part in head.parts), self.timesteps)
+        self.stages.append(replace(head, timing=Timing(self.timesteps, self.timesteps, self.timesteps, cuts=ends)))
 
     def _in_order(self) -> list[Stage]:
         """Stages such that each comes after those whose results it reads, otherwise as the model has them."""
@@ -333,12 +304,12 @@ class _Grouper:
         if any(op is add for add, _ in self.fused.values()) or op in self.logit_adds:  # the head adds logits
             return
         if kind.element.is_count:
-            timing = self._timing(op.results[0], operands)
+            timing = timing_of_trains(self.views, op.results[0], operands)
             result = self._made(op.results[0], timing)
             self.stages.append(AddStage(self._label(op), op.source, operands, result, timing=timing))
             return
         same, (value, addend) = Rescaling.identity(kind.sizes[-1]), operands
-        timing = self._end_timing(op, value, (value,), same, (op.results[0], addend))
+        timing = timing_of_sums(self.views, op, value, (value,), op.results[0], addend)
         base = (self._label(op), op.source, (value,), self._made(op.results[0], timing), same, addend)
         self.stages.append(StreamStage(*base, *_pixels(op), timing=timing))
 
@@ -346,7 +317,7 @@ class _Grouper:
         value = op.operands[0]
         if self.views.memory(value) not in self.values or self._stream_bytes(value) == 1:
             raise refuse(op, f"pools {op.operand_type()}; it must be spikes, counts or a 16-bit stream")
-        timing = self._timing(op.results[0], (value,))
+        timing = timing_of_trains(self.views, op.results[0], (value,))
         result, channels = self._made(op.results[0], timing), op.operand_type().sizes[2]
         base = (self._label(op), op.source, (value,), result)
         self.stages.append(PoolStage(*base, geometry_of(op), channels, timing=timing))
@@ -355,7 +326,7 @@ class _Grouper:
         if isinstance(op, spike.Multiply) and all(isinstance(use.operation, spike.Sum) for use in op.results[0].uses):
             return  # the sum multiplies
         self._expect_spikes(op, "works on")
-        inputs, timing = tuple(op.operands), self._timing(op.results[0], op.operands)
+        inputs, timing = tuple(op.operands), timing_of_trains(self.views, op.results[0], op.operands)
         channels, label, result = op.result_type.sizes[-1], self._label(op), self._made(op.results[0], timing)
         if isinstance(op, spike.Dilate):
             heads = op.get("heads")
@@ -390,8 +361,3 @@ def _end_behind(operand: SSAValue) -> spike.IntegerLif | spike.Rescale | None:
         owner = operand.owner
     is_end = isinstance(owner, spike.IntegerLif | spike.Rescale) and len(list(operand.uses)) == 1
     return owner if is_end else None  # type: ignore[return-value]
-
-
-def _cuts(steps: Iterable[int], last: int) -> tuple[int, ...]:
-    """Timesteps in the middle at which something changes, in order."""
-    return tuple(sorted({step for step in steps if 0 < step < last}))

@@ -16,6 +16,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.guards import Guards
 from compiler.backend.memory import ImageInfo, StreamInfo, TrainInfo
+from compiler.backend.timing import Timing
 from compiler.backend.views import Views
 from isa.word import Criterion
 
@@ -54,8 +55,6 @@ class Rescaling:
     bias: NDArray[np.int32]
     multiplier: NDArray[np.int32]
     divisor: int
-    mask: tuple[int, ...] = ()
-    """A stream has none."""
 
     @classmethod
     def identity(cls, channels: int) -> Rescaling:
@@ -94,27 +93,14 @@ class Geometry:
         return self.kernel_rows * self.kernel
 
     @property
+    def extent(self) -> int:
+        """What tiles of pixels divide: tokens, or image rows."""
+        return self.columns if self.is_row_of_tokens else self.rows
+
+    @property
     def is_row_of_tokens(self) -> bool:
         """Whether tiles are runs of tokens rather than of image rows."""
         return self.input_rows == 1 and self.rows == 1 and self.kernel == 1 and self.stride == 1 and not self.padding
-
-
-@dataclass(frozen=True)
-class Timing:
-    """At which timesteps a stage computes what."""
-
-    steps: int = 1
-    """Timesteps of its result in DRAM."""
-    sums: int = 1
-    """Timesteps at which it computes sums of its inputs; behind them they are 0, and currents are biases alone."""
-    ends: int = 1
-    """Timesteps at which its currents become spikes or values; behind them, only what is added to them goes on."""
-    is_still: bool = False
-    """Its sums are the same at every timestep: they are made once, ahead, for all its timesteps."""
-    cuts: tuple[int, ...] = ()
-    """Timesteps at which a window begins, because something is different from there on."""
-    breaks: tuple[int, ...] = ()
-    """Timesteps at which a call begins: every tile ends what is before them first."""
 
 
 @dataclass(frozen=True)

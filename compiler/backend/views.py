@@ -19,6 +19,7 @@ class Views:
 
     def __init__(self, aliases: Mapping[SSAValue, SSAValue]) -> None:
         self.aliases = aliases
+        self._live: dict[SSAValue, int | None] = {}
 
     @classmethod
     def of(cls, network: Network) -> Views:
@@ -43,13 +44,16 @@ class Views:
 
     def live(self, value: SSAValue) -> int | None:
         """How many timesteps from the first on may be other than zero; None for a tensor, which has no time."""
+        if value in self._live:
+            return self._live[value]
         made = self.memory(value)
         found = [shaped(each.type).steps for each in self.chain(value)]
         if isinstance(made.owner, ZERO_WHERE_AN_INPUT_IS):
             found += [self.live(operand) for operand in made.owner.operands]
         elif isinstance(made.owner, spike.Add) and shaped(made.type).element.is_count:
             found.append(_most(self.live(operand) for operand in made.owner.operands))
-        return least(found)
+        self._live[value] = least(found)
+        return self._live[value]
 
 
 def least(found: Iterator[int | None] | list[int | None]) -> int | None:

@@ -162,6 +162,17 @@ def test_work_falls_with_what_is_silent(mode: str) -> None:
     assert (whole.counters.total("guard_compares") == 0).all() and (whole.counters.total("guard_counts") == 0).all()
 
 
+def test_membranes_leave_the_chip_only_where_a_mask_waits_for_other_tiles() -> None:
+    """Layer by layer, one tile of pixels has its mask in time; of several each ends its early timesteps first."""
+    name = "a residual"
+    x = images(name)
+    for machine, spills in ((WHOLE, False), (TIGHT, True)):
+        _, plain = assert_exact(form(name, T, x[0]), x, "layers", machine)
+        _, seen = assert_exact(guarded(name, "columns", 2, 20, x), x, "layers", machine)
+        assert not plain.counters.total("dram_membrane_bytes").any()
+        assert (seen.counters.total("dram_membrane_bytes") > 0).all() == spills
+
+
 def test_channels_may_all_be_silent_or_none() -> None:
     """A threshold that no count passes leaves no late spikes, one that every count passes all of them."""
     name = "a residual"

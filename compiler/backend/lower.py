@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
@@ -11,14 +11,14 @@ from xdsl.ir import SSAValue
 from compiler.backend.calls import Call, calls_of, segments
 from compiler.backend.emitter import Emitter
 from compiler.backend.group import plan_stages
-from compiler.backend.lower_attention import lower_attention, spread_where_needed
+from compiler.backend.lower_attention import attention_tiling, lower_attention, spread_where_needed
 from compiler.backend.lower_gates import lower_add, lower_dilate, lower_mask
 from compiler.backend.lower_guards import ChannelMasks
 from compiler.backend.lower_head import has_work, lower_head
 from compiler.backend.lower_pool import lower_pool
-from compiler.backend.lower_streams import lower_stream
-from compiler.backend.lower_sums import lower_head_sum, lower_sum
-from compiler.backend.lower_weighted import lower_weighted
+from compiler.backend.lower_streams import lower_stream, stream_tiling
+from compiler.backend.lower_sums import head_sum_tiling, lower_head_sum, lower_sum
+from compiler.backend.lower_weighted import is_one_tile, lower_weighted
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import (
     AddStage,
@@ -142,6 +142,7 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     emit = Emitter(lowered)
     lowering = Lowering(plan, machine, emit, schedule)
     spread_where_needed(lowering)
+    _join_guarded_calls(lowering)
     image = emit.buffer(Region.DRAM, plan.image.bytes, "input")
     lowering.place(plan.image_value, image)
     emit.append(
@@ -166,6 +167,35 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
                 lowering.masks.conclude(stage, call)
     emit.append(OPS[End].of({}))
     return lowered
+
+
+def _join_guarded_calls(lowering: Lowering) -> None:
+    """Where early timesteps are one tile of pixels, its mask is there in time for late ones in the same call."""
+    for stage in lowering.plan.stages:
+        if stage.result in lowering.plan.guards.columns and stage.timing.breaks:
+            parted, timing = lowering.calls[stage.label], replace(stage.timing, breaks=())
+            lowering.calls[stage.label] = calls_of(timing, lowering.segments, lowering.window)
+            if not _is_one_tile(lowering, stage):
+                lowering.calls[stage.label] = parted
+
+
+def _is_one_tile(lowering: Lowering, stage: Stage) -> bool:
+    """Whether a stage computes all pixels of a tile of channels in one go."""
+    try:
+        match stage:
+            case WeightedStage():
+                return is_one_tile(lowering, stage)
+            case AttentionStage():
+                tiling = attention_tiling(lowering, stage)
+                return tiling.ahead and tiling.queries >= stage.tokens
+            case StreamStage():
+                return stream_tiling(lowering, stage)[0] >= stage.pixels
+            case HeadSumStage():
+                return head_sum_tiling(lowering, stage) >= stage.tokens
+            case _:
+                return isinstance(stage, SumStage)
+    except CStepError:  # so many timesteps do not fit at once
+        return False
 
 
 def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logits: SSAValue) -> None:

@@ -87,8 +87,8 @@ class StreamTile(EndTile):
         """Every window is stored already."""
 
 
-def lower_stream(lowering: Lowering, stage: StreamStage, call: Call) -> None:
-    """Neurons on a stream, or a stream added to it: tiles of pixels and channels, one window a step."""
+def stream_tiling(lowering: Lowering, stage: StreamStage) -> tuple[int, int]:
+    """Pixels and channels of a tile."""
     info = lowering.plan.stream(stage.inputs[0])
     demand, machine = end_demand(lowering, stage), lowering.machine
 
@@ -104,7 +104,12 @@ def lower_stream(lowering: Lowering, stage: StreamStage, call: Call) -> None:
 
     least = min(splits(info.channels, 16, MAX_OUTPUTS))
     channels = next((size for size in splits(info.channels, 16, MAX_OUTPUTS) if fits(1, size)), least)
-    pixels = largest(info.pixels, lambda size: fits(size, channels), stage.where)
+    return largest(info.pixels, lambda size: fits(size, channels), stage.where), channels
+
+
+def lower_stream(lowering: Lowering, stage: StreamStage, call: Call) -> None:
+    """Neurons on a stream, or a stream added to it: tiles of pixels and channels, one window a step."""
+    info, (pixels, channels) = lowering.plan.stream(stage.inputs[0]), stream_tiling(lowering, stage)
     part = Part(stage.label, stage.end, channels)
     steps: list[Step] = []
     for channel_span in spans(info.channels, channels):

@@ -188,10 +188,10 @@ def _sum_stream(
     return step
 
 
-def lower_head_sum(lowering: Lowering, stage: HeadSumStage, call: Call) -> None:
-    """Tiles of tokens; one window a step."""
+def head_sum_tiling(lowering: Lowering, stage: HeadSumStage) -> int:
+    """Tokens of a tile."""
     demand, machine, window = end_demand(lowering, stage), lowering.machine, lowering.window
-    channels, info = stage.heads * stage.width, lowering.plan.train(stage.inputs[0])
+    channels = stage.heads * stage.width
 
     def fits(tokens: int) -> bool:
         spikes = 2 * aligned(window * step_bytes(tokens, channels)) + demand.spike_bytes(tokens, stage.heads)
@@ -202,10 +202,15 @@ def lower_head_sum(lowering: Lowering, stage: HeadSumStage, call: Call) -> None:
             and tokens <= min(MAX_COLUMNS, MAX_PIXELS)
         )
 
+    return largest(stage.tokens, fits, stage.where)
+
+
+def lower_head_sum(lowering: Lowering, stage: HeadSumStage, call: Call) -> None:
+    """Tiles of tokens; one window a step."""
     part = Part(stage.label, stage.end, stage.heads)
     steps: list[Step] = []
     constants: SSAValue | None = None
-    for pixels in spans(info.pixels, largest(info.pixels, fits, stage.where)):
+    for pixels in spans(stage.tokens, head_sum_tiling(lowering, stage)):
         end = end_tile(lowering, stage, part, call, Tile(pixels, (0, stage.heads), (0, pixels[0])))
         made = [_head_sum(lowering, stage, end, share) for share in shares(stage, call)]
         constants = end.prepare(made[0], constants)

@@ -48,6 +48,13 @@ def lower_weighted(lowering: Lowering, stage: WeightedStage, call: Call, share: 
         lowering.emit.pipeline(_Weighted(lowering, stage, call, share, group).steps())
 
 
+def is_one_tile(lowering: Lowering, stage: WeightedStage) -> bool:
+    """Whether all pixels, and all inputs, of a tile of outputs are computed in one go."""
+    first = _Weighted(lowering, stage, lowering.calls_of(stage)[0], False, 0)
+    tiling = first.tiling
+    return tiling.pixels >= stage.geometry.extent and (first.is_depthwise or tiling.inputs >= first.inputs)
+
+
 @dataclass(frozen=True)
 class _Held:
     """A tile of inputs in the spike buffer: its timesteps are those from `first` on."""
@@ -106,18 +113,13 @@ class _Weighted:
         return lowering.tiling(demand, stage.where)
 
     def steps(self) -> list[Step]:
-        pixels = spans(self._extent, self.tiling.pixels)
+        pixels = spans(self.stage.geometry.extent, self.tiling.pixels)
         outputs = spans(self.outputs, self.tiling.outputs)
         if self.tiling.pixels_outermost:
             order = [(p, o) for p in pixels for o in outputs]
         else:
             order = [(p, o) for o in outputs for p in pixels]
         return [step for pixel_span, output_span in order for step in self._tile(pixel_span, output_span)]
-
-    @property
-    def _extent(self) -> int:
-        """What tiles of pixels divide: tokens, or image rows."""
-        return self.stage.geometry.columns if self.is_tokens else self.stage.geometry.rows
 
     def _tile(self, pixels: Span, outputs: Span) -> list[Step]:
         """The steps of one tile of outputs: one for each tile of input channels, in each round of windows."""
@@ -303,7 +305,7 @@ class _Weighted:
         width = geometry.input_columns
         run = pixels if self.is_tokens else (rows[0] * width, rows[1] * width)
         tiling = self.tiling
-        resident = (tiling.pixels_outermost or tiling.pixels >= self._extent) and not tiling.by_window
+        resident = (tiling.pixels_outermost or tiling.pixels >= geometry.extent) and not tiling.by_window
         if not resident or any(held[0] != pixels for held in self._inputs):
             self._inputs.clear()
         first, count = (0, 1) if self.is_still else (first, count)

@@ -78,11 +78,6 @@ class Demand:
         return words_of(inputs) * SPIKE_WORD_BYTES * self.planes if self.planes else inputs
 
     @property
-    def extent(self) -> int:
-        """What tiles of pixels divide: tokens, or image rows."""
-        return self.geometry.columns if self.geometry.is_row_of_tokens else self.geometry.rows
-
-    @property
     def taps(self) -> int:
         return self.geometry.taps
 
@@ -106,7 +101,7 @@ def _candidates(demand: Demand, machine: Machine) -> Iterator[Tiling]:
     multiple = 2 * machine.pairs if demand.geometry.is_row_of_tokens else 1
     orders = (False, True)
     by_window = orders if demand.sum_steps > demand.end.window and demand.input_steps > 1 else (False,)
-    pixels = [size for size in splits(demand.extent, multiple) if _fields_hold(demand, size)]
+    pixels = [size for size in splits(demand.geometry.extent, multiple) if _fields_hold(demand, size)]
     for outputs in [demand.run] if demand.run else splits(demand.outputs, SPIKES_PER_WORD, MAX_OUTPUTS):
         if 2 * aligned(outputs * CONSTANT_BYTES) > machine.constant_buffer_bytes:
             continue
@@ -167,7 +162,7 @@ def _fits(demand: Demand, machine: Machine, outputs: int, inputs: int, size: int
 
 def _is_resident(demand: Demand, size: int, windows: bool, outermost: bool) -> bool:
     """Whether a tile's inputs stay while all tiles of outputs read them."""
-    return not demand.is_depthwise and not windows and (outermost or size >= demand.extent)
+    return not demand.is_depthwise and not windows and (outermost or size >= demand.geometry.extent)
 
 
 def _inputs_fit(
@@ -179,14 +174,14 @@ def _inputs_fit(
     tile = aligned(demand.step_bytes(inputs) * steps * input_pixels)
     tiles = 2
     if _is_resident(demand, size, windows, outermost):
-        tiles = _input_count(demand, inputs) * (2 if size < demand.extent else 1)
+        tiles = _input_count(demand, inputs) * (2 if size < demand.geometry.extent else 1)
     return tile * tiles + demand.end.spike_bytes(pixels, outputs) <= 2 * machine.spike_words
 
 
 def _tiling(demand: Demand, outputs: int, inputs: int, size: int, windows: bool, outermost: bool) -> Tiling:
     """The tiling with its bytes and copies."""
     output_tiles, input_tiles = -(-demand.outputs // outputs), _input_count(demand, inputs)
-    pixel_tiles = -(-demand.extent // size)
+    pixel_tiles = -(-demand.geometry.extent // size)
     tiles = output_tiles * pixel_tiles
     rounds = -(-demand.sum_steps // demand.end.window) if windows else 1
     # How often constants are loaded, and weights that stay while all tiles of pixels pass.

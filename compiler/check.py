@@ -202,12 +202,13 @@ class Checker:
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Both, as far as they can be compared: timesteps that both have and that ran, channels that are computed.
 
-        What is the same at every timestep, as `same` says of `after`, is compared with each; None: an emulated run.
+        What is the same at every timestep, as `same` says of `after`, is compared with each; None: an emulated run,
+        where it is computed once.
         """
         sizes = before.shape if label in self._same else before.shape[1:]
         before, after = before.reshape(-1, *sizes), after.reshape(-1, *sizes)
         steps = min(len(before), len(after))
-        if label in self._same | (same or set()):
+        if label in self._same | (same or set()) and same is not None:
             steps = max(len(before), len(after))
             before, after = (np.broadcast_to(each, (steps, *sizes)) for each in (before, after))
         steps = min(steps, run.steps or steps)

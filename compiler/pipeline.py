@@ -69,9 +69,14 @@ DEFAULT_PASSES = (
     "fuse-attention,canonicalise,split-channels,canonicalise,fuse-masks,canonicalise,"
     "fold-batch-norm,fold-linear-chains,join-heads,record-ranges,"
     "quantise{image-scale=SCALE accumulator-bits=BITS},"
-    "reassociate-attention,lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
+    "reassociate-attention,mask-timesteps,hoist-invariant,"
+    "lower-to-cstep{schedule=SCHEDULE},allocate,synchronise"
 )
-"""SCALE comes from calibration, BITS from the machine, SCHEDULE from the call."""
+"""SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
+
+Lossy passes are asked for: set-timesteps in front of mask-timesteps, guard-channels and then insert-exits behind
+hoist-invariant (compiler/settings.py).
+"""
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""
 

@@ -44,5 +44,6 @@ def assert_exact(
         assert set(expected.currents) == set(labels.values())
         for layer, label in labels.items():
             for mine, its in ((expected.currents, seen.currents), (expected.spikes, seen.spikes)):
-                assert np.array_equal(mine[label], its[layer][index].reshape(mine[label].shape)), label
+                rows = mine[label].reshape(-1, *its[layer].shape[2:])  # one where it is the same at every timestep
+                assert np.array_equal(rows, its[layer][index][: len(rows)]), label
     return program

@@ -24,7 +24,7 @@ from compiler.ir.cstep import InstructionOp
 from compiler.ir.network import Network, load_dump, parse
 from compiler.passes.canonicalise import Canonicalise
 from compiler.passes.fold_batch_norm import FoldBatchNorm
-from compiler.passes.network_pass import NetworkPass
+from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.pipeline import DEFAULT_PASSES, PASSES, Compiled, parse_passes, run_passes
 from isa.errors import CStepError
 from isa.instructions import Load
@@ -244,19 +244,19 @@ BROKEN: dict[str, tuple[type[NetworkPass], Spoil, str, str]] = {
         LowerToCstep,
         changed_weight("block.0.attn.attention.constants", thresholds_one_more),
         rf"lower-to-cstep: block\.0\.attn\.proj_lif {SPIKFORMER}",
-        "13-lower-to-cstep.spike",
+        "15-lower-to-cstep.spike",
     ),
     "a tile at a wrong offset": (
         LowerToCstep,
         a_wrong_offset,
         rf"lower-to-cstep: block\.0\.mlp\.fc2_lif {SPIKFORMER}",
-        "13-lower-to-cstep.spike",
+        "15-lower-to-cstep.spike",
     ),
     "a neuron that leaks faster": (
         LowerToCstep,
         a_faster_leak,
         rf"lower-to-cstep: patch_embed\.proj_lif1 {SPIKFORMER}",
-        "13-lower-to-cstep.spike",
+        "15-lower-to-cstep.spike",
     ),
 }
 
@@ -321,7 +321,8 @@ def test_an_accumulator_too_narrow_is_a_compile_error(imported: tuple[Network, I
         compiled(*imported, machine=machine)
 
 
-def test_the_default_pipeline_names_every_pass() -> None:
+def test_the_default_pipeline_names_every_pass_but_the_lossy_ones() -> None:
     """In the order of the list; canonicalise runs again behind what fuses."""
-    assert list(dict.fromkeys(type(each) for each in default_passes())) == list(PASSES)
+    kept = [kind for kind in PASSES if kind.keeps != Keeps.LOSSY]
+    assert list(dict.fromkeys(type(each) for each in default_passes())) == kept
     assert [each.name for each in parse_passes(BACK_END.format("windows"))] == [kind.name for kind in PASSES[-3:]]

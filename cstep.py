@@ -310,7 +310,7 @@ def ladder(
     images = made.inputs if made else _float_images(calibration, "calibration")
     chosen = read_settings(Path(settings)) if isinstance(settings, str | Path) else settings
     wanted = Climb(
-        model, traced, images[:0] if made else images, images[: check_images(traced.shape[1:])], target,
+        model, traced, images[:0] if made else images, images[:1], target,
         (type(model).__name__, "in memory", made.about if made else f"{len(images)} images in memory"),
         (tuple(mean), tuple(std)), made.image_scale if made else None,
     )  # fmt: skip
@@ -392,7 +392,7 @@ def compile_checked(
         passes=passes,
         schedule=schedule,
         dump_to=dump_to,
-        emulate=_emulate,
+        emulate=emulate,
         progress=begun,
     )
     if not equal:
@@ -412,7 +412,7 @@ def _beside_onnxruntime(model: nn.Module, inputs: NDArray[np.float32]) -> str:
     return f"; onnxruntime within {compare_with_onnxruntime(model, inputs).largest:.0e} (relative)"
 
 
-def _emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:
+def emulate(program: Program, inputs: NDArray[np.float32]) -> Observed:
     """Run a program for the compiler's comparison, which must not know the runtime."""
     from compiler.check import Observed
     from runtime.interpreter import run

@@ -139,7 +139,7 @@ def evaluate_ladder(
     if said := chosen.checkpoint_note(opened.checkpoint):
         note(said)
     compiling = Climb(
-        opened.module, given.example, given.calibration, given.compared, target,
+        opened.module, given.example, given.calibration, given.compared[:1], target,
         (model, opened.checkpoint, given.about), given.normalisation, given.image_scale,
     )  # fmt: skip
     try:

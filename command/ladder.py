@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compiler.calibrate.steps import Step
+    from compiler.ir.network import Network
     from compiler.settings import Settings
     from isa.machine import Machine
     from runtime.evaluate.ladder import Ladder, Rung
@@ -34,15 +36,39 @@ class Climb:
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     image_scale: float | None
 
+    @cached_property
+    def front(self) -> str:
+        """The passes up to the integers, which all steps share."""
+        from compiler.calibrate.trials import front_passes
+
+        return front_passes(self.machine, self.calibration, self.image_scale)
+
+    @cached_property
+    def integer(self) -> Network:
+        """The integer model, imported and quantised once."""
+        import torch
+
+        from compiler.calibrate.trials import integer_network
+        from compiler.frontend.importer import import_model
+
+        return integer_network(import_model(self.module, torch.from_numpy(self.example)), self.front, self.calibration)
+
     def rung(self, step: Step, folder: Path) -> Rung:
-        """Compile a step, and write its program to `folder`."""
+        """Compile a step, and write its program to `folder`: that of `cstep compile` with the step's settings."""
         from compiler.calibrate.timesteps import neuron_timesteps
+        from compiler.calibrate.trials import compile_integer
+        from compiler.settings import Parts
+        from isa.program import Provenance
         from runtime.evaluate.ladder import Rung
 
-        compiled = cstep.compile_checked(
-            self.module, self.example, self.calibration, self.machine, check=self.check, passes=None,
-            schedule=step.schedule, settings=step.settings, hoist=step.hoist, dump_to=None, origin=self.origin,
-            normalisation=self.normalisation, image_scale=self.image_scale,
+        name, checkpoint, calibrated_on = self.origin
+        compiled = compile_integer(
+            self.integer, self.machine, step.settings.passes() if step.settings else Parts(), step.schedule,
+            hoist=step.hoist, front=self.front, normalisation=self.normalisation, check=self.check,
+            emulate=cstep.emulate, provenance=Provenance(
+                model=name, checkpoint=checkpoint, calibration=calibrated_on, pipeline="", schedule=step.schedule,
+                version=cstep.__version__, settings=step.settings.canonical() if step.settings else "",
+            ),
         )  # fmt: skip
         path = folder / f"{step.key}.cstep"
         compiled.program.save(path)

@@ -41,11 +41,12 @@ def calibrate_model(
     import torch
 
     from compiler.calibrate.calibration import calibrate
-    from compiler.calibrate.trials import Trials, integer_network
+    from compiler.calibrate.trials import Trials, front_passes, integer_network
     from compiler.frontend.importer import import_model
 
     progress("quantise")
-    network = integer_network(import_model(module, torch.from_numpy(example)), machine, ranges, scale)
+    front = front_passes(machine, ranges, scale)
+    network = integer_network(import_model(module, torch.from_numpy(example)), front, ranges)
     trials = Trials(network, machine, images, emulator())
     return calibrate(trials, labels, wanted, settings, progress)
 

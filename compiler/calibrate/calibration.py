@@ -127,7 +127,8 @@ def _find_guard(search: Search) -> list[Tried]:
 def _find_curve(search: Search, candidates: Sequence[Tried]) -> None:
     """For each bound the exits and the guard that leave the fewest operations, whatever the target rate."""
     search.progress("curve")
-    ends = np.array([*search.wanted.after, search.trials.timesteps]) / search.trials.timesteps
+    whole = candidates[0][1].operations
+    early = [whole * (after / search.trials.timesteps) for after in search.wanted.after]
     curve: list[CurvePoint] = []
     for bound in sorted({*CURVE_BOUNDS, search.wanted.loss}):
         found: list[tuple[float, CurvePoint]] = []
@@ -141,7 +142,8 @@ def _find_curve(search: Search, candidates: Sequence[Tried]) -> None:
                     rate=policy.rate,
                     loss=policy.loss,
                 )
-                found.append((float((seen.operations * ends[policy.taken]).mean()), point))
+                cost = np.choose(policy.taken, [*early, seen.operations])
+                found.append((float(cost.mean()), point))
         if found:
             curve.append(min(found, key=lambda each: each[0])[1])
     search.found(curve=tuple(curve))

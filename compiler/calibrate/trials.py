@@ -6,18 +6,20 @@ The compiler does not know the emulator; whoever calibrates hands it a function 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.backend.emit import Normalisation
 from compiler.calibrate.ranges import image_scale
 from compiler.calibrate.timesteps import longest_train
+from compiler.check import Emulate as EmulateChecked
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.pipeline import DEFAULT_PASSES, compile_network, parse_passes
-from compiler.settings import LOWERING, MASKING, Parts
+from compiler.pipeline import DEFAULT_PASSES, Compiled, compile_network, parse_passes
+from compiler.settings import MASKING, Parts
 from isa.machine import Machine
 from isa.program import Program, Provenance
 
@@ -51,7 +53,7 @@ class Trials:
 
     def program(self, parts: Parts, schedule: str = "layers", hoist: bool = True) -> Program:
         """The program with these passes."""
-        return compile_integer(self.integer, self.machine, parts, schedule, hoist=hoist)
+        return compile_integer(self.integer, self.machine, parts, schedule, hoist=hoist).program
 
     def run(self, parts: Parts) -> Outcome:
         """What it gives."""
@@ -77,40 +79,55 @@ class Trials:
         return prod(self.output.operand_type().sizes)
 
 
-def integer_network(
-    network: Network, machine: Machine, calibration: NDArray[np.float32], scale: float | None
-) -> Network:
-    """An imported network as integers, before any pass that acts on time.
+def front_passes(machine: Machine, calibration: NDArray[np.float32], scale: float | None) -> str:
+    """The default pipeline up to the integers, before any pass that acts on time; a comma at its end.
 
     `scale` is the real value of the image's integer 1; None: that of the calibration images [B, ...].
     """
-    text = _ranges(DEFAULT_PASSES, machine, calibration, scale)
-    cut = MASKING if MASKING in text else LOWERING
-    for each in parse_passes(text.partition(cut)[0].rstrip(",")):
+    found = image_scale(calibration) if scale is None else scale
+    front, _, _ = DEFAULT_PASSES.partition(MASKING)
+    return front.replace("SCALE", repr(found)).replace("BITS", str(machine.accumulator_bits))
+
+
+def integer_network(network: Network, front: str, calibration: NDArray[np.float32]) -> Network:
+    """An imported network as integers, by `front_passes`."""
+    for each in parse_passes(front.rstrip(",")):
         network = each.apply_with(network, calibration)
         network.verify()
     return network
 
 
 def compile_integer(
-    integer: Network, machine: Machine, parts: Parts, schedule: str = "layers", *, hoist: bool = True
-) -> Program:
-    """The program of an integer network, with passes that act on time and channels."""
+    integer: Network,
+    machine: Machine,
+    parts: Parts,
+    schedule: str = "layers",
+    *,
+    hoist: bool = True,
+    front: str = "",
+    provenance: Provenance = NOWHERE,
+    normalisation: Normalisation = ((), ()),
+    check: NDArray[np.float32] | None = None,
+    emulate: EmulateChecked | None = None,
+) -> Compiled:
+    """Compile an integer network on, with passes that act on time and channels; the rest as for `compile_network`.
+
+    `front` are the passes that made it: with them, and the same provenance, the program is that of `cstep compile`.
+    """
     text = parts.pipeline(hoist)
-    cut = parts.timesteps + MASKING if MASKING in text else LOWERING
-    _, found, rest = text.partition(cut)
-    return compile_network(
+    cut = parts.timesteps + MASKING
+    compiled = compile_network(
         integer,
         machine=machine,
         calibration=np.zeros((0, 1), np.float32),
-        check=None,
-        provenance=NOWHERE,
-        normalisation=((), ()),
-        passes=found + rest,
+        check=check,
+        provenance=provenance,
+        normalisation=normalisation,
+        passes=cut + text.partition(cut)[2],
         schedule=schedule,
-    ).program
-
-
-def _ranges(text: str, machine: Machine, calibration: NDArray[np.float32], scale: float | None) -> str:
-    found = image_scale(calibration) if scale is None else scale
-    return text.replace("SCALE", repr(found)).replace("BITS", str(machine.accumulator_bits))
+        emulate=emulate,
+    )
+    header = compiled.program.header
+    whole = header.provenance.model_copy(update={"pipeline": front + header.provenance.pipeline})
+    program = replace(compiled.program, header=header.model_copy(update={"provenance": whole}))
+    return replace(compiled, program=program)

@@ -19,10 +19,10 @@ from isa.errors import CStepWarning
 
 NEURONS = (spike.IntegerLif, spike.IntegerLevel)
 ZERO_OF_ZERO = (
-    spike.Conv, spike.Linear, spike.Align, spike.MaxPool, spike.Dilate, spike.Pad, spike.Reshape, spike.Transpose,
+    spike.Conv, spike.Linear, spike.MaxPool, spike.Dilate, spike.Pad, spike.Reshape, spike.Transpose,
     spike.Slice, spike.Sum, spike.HeadSum,
 )  # fmt: skip
-"""Ops of one operand that give 0 where it is 0, unless they have a bias or a border."""
+"""Ops of one operand that give 0 where it is 0, unless they have a bias or a border. Currents begin at `align`."""
 PRODUCTS = (spike.Attention, spike.Multiply, spike.Mask)
 """Ops that give 0 where any operand is 0."""
 WHOLE = (spike.SumTime, spike.MeanTime, spike.RunningSum, spike.Exit)

@@ -106,6 +106,7 @@ class Factor(Strict):
     value: float
     wanted: float
     """The paper's, or what this model would need."""
+    wants: Literal["wanted", "at most"] = "wanted"
     short: bool
 
 
@@ -238,6 +239,9 @@ def _goals(rows: dict[str, Row], seen: dict[str, Evaluation]) -> Iterable[Goal]:
 def _goal(row: Row, name: str, wanted: float, factors: Sequence[Factor]) -> Goal:
     relative = row.relative(name)
     held = row.loss is None or row.loss <= GOAL_POINTS + 1e-9
+    if not held and row.loss is not None:
+        lost = Factor(name="loss in points", value=row.loss, wanted=GOAL_POINTS, wants="at most", short=True)
+        factors = [*factors, lost]
     return Goal(
         row=row.name,
         relative=relative,

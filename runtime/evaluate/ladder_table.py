@@ -53,11 +53,8 @@ class LadderTable:
                 _times(row, "dram_bytes"),
             )
         paper = self.ladder.paper
-        for name, figure in (
-            ("exit + guards", (f"{paper.exit_and_guards:.3f}", "")),
-            ("exit + guards + sharing", ("", f"{paper.with_sharing:.3f}")),
-        ):
-            table.add_row(f"{name} ({paper.note})", "", "", f"{paper.exit_rate:.1%}", "", *figure)
+        figures = (f"{paper.exit_and_guards:.3f}", f"{paper.with_sharing:.3f}")
+        table.add_row(paper.note, "", "", f"{paper.exit_rate:.1%}", "", *figures)
         return table
 
     def _costs(self) -> Table:
@@ -90,7 +87,7 @@ def goal_lines(goals: Sequence[Goal]) -> Iterator[str]:
         if not goal.reached:
             for factor in goal.factors:
                 what = "[red]falls short[/]" if factor.short else "is enough"
-                yield f"    {factor.name} {factor.value:.3f}, wanted {factor.wanted:.3f}: {what}"
+                yield f"    {factor.name} {factor.value:.3f}, {factor.wants} {factor.wanted:.3f}: {what}"
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:

@@ -32,8 +32,11 @@ _load_16s, _load_32s, _narrow = vector_load(LANES, 16), vector_load(LANES, 32), 
 _splat_32 = vector_splat(LANES, 32)
 
 
-def _fire_lanes(bits: int) -> Any:
-    """Fire with `bits`-bit arithmetic: 64 is always enough, 32 where `fits_32_bits` says so."""
+def _fire_lanes(bits: int, guarded: bool) -> Any:
+    """Fire with `bits`-bit arithmetic: 64 is always enough, 32 where `fits_32_bits` says so.
+
+    `guarded`: with counts, masks and muting. Without, the loop is nearly twice as fast.
+    """
     widen, splat = vector_widen(bits), vector_splat(LANES, bits)
 
     @njit
@@ -56,13 +59,18 @@ def _fire_lanes(bits: int) -> Any:
         planes, residual_planes, plane_stride = row[FIRE.planes], row[FIRE.residual_planes], row[FIRE.plane_stride]
         step_stride, pixel_stride = row[FIRE.step_stride], row[FIRE.pixel_stride]
         levels, ties_even, narrow = row[FIRE.levels], row[FIRE.ties_even], row[FIRE.narrow]
-        counted, counts, one = row[FIRE.counted], _splat_32(0), _splat_32(1)
-        live = keep & mask_bits(memories.channel + row[FIRE.mask], first, LANES) if row[FIRE.masked] else keep
-        heard = 0 if row[FIRE.mute] else live
+        counted, counts, one = guarded and row[FIRE.counted] != 0, _splat_32(0), _splat_32(1)
+        live = heard = keep
+        if guarded and row[FIRE.masked]:
+            live &= mask_bits(memories.channel + row[FIRE.mask], first, LANES)
+        if guarded:
+            heard = 0 if row[FIRE.mute] else live
         size = 2 if narrow else 4
-        step_sums, pixel_offset = 0 if row[FIRE.still] else size * pixels * outputs, first >> 3
+        step_sums, pixel_offset = size * pixels * outputs, first >> 3
         pixel_sums, pixel_stride_of_sums = memories.output + row[FIRE.accumulators] + size * first, size * outputs
-        if row[FIRE.absent]:
+        if guarded and row[FIRE.still]:
+            step_sums = 0
+        if guarded and row[FIRE.absent]:
             pixel_sums, pixel_stride_of_sums, step_sums = scratch.zeros, 0, 0
         for _ in range(pixels):
             v = zero if start else widen(_load_16s(membranes))
@@ -88,19 +96,21 @@ def _fire_lanes(bits: int) -> Any:
                 else:
                     spikes = at_least(h, threshold)
                     v = choose(spikes, h - threshold if soft else zero, h)
-                    spikes &= heard
                     if planes == 1 and residual_planes == 0:
-                        store_16(result + offset, spikes)
+                        store_16(result + offset, spikes & heard)
                     else:
-                        emit(result + offset, residual + offset, planes, residual_planes, plane_stride, spikes, keep)
+                        fired = spikes & heard
+                        emit(result + offset, residual + offset, planes, residual_planes, plane_stride, fired, keep)
                     if counted:
-                        counts += choose(spikes, one, _splat_32(0))
+                        counts += choose(spikes & heard, one, _splat_32(0))
                 v = choose(at_least(v, lowest), v, lowest)
                 v = choose(at_least(highest, v), v, highest)
                 sums += step_sums
                 offset += step_stride
             if keeps:
-                store_lanes(membranes, _narrow(choose(live, v, zero)), keep if start else live)
+                if guarded:
+                    v = choose(live, v, zero)
+                store_lanes(membranes, _narrow(v), keep if start else live)
             membranes += 2 * outputs
             pixel_sums += pixel_stride_of_sums
             pixel_offset += pixel_stride
@@ -155,7 +165,8 @@ def emit(result, residual, planes, residual_planes, plane_stride, spikes, keep):
         residual += plane_stride
 
 
-_fire_32, _fire_64 = _fire_lanes(32), _fire_lanes(64)
+_fire_32, _fire_64 = _fire_lanes(32, False), _fire_lanes(64, False)
+_fire_32_guarded, _fire_64_guarded = _fire_lanes(32, True), _fire_lanes(64, True)
 
 
 @njit
@@ -196,6 +207,28 @@ def fits_32_bits(row, memories):
 
 
 @njit
+def fire_plain(row, memories, scratch, fits):
+    """All neurons of a Fire without any flag that needs the other kernels."""
+    outputs = row[FIRE.outputs]
+    for first in range(0, outputs, LANES):
+        if fits:
+            _fire_32(row, memories, scratch, first, min(outputs - first, LANES))
+        else:
+            _fire_64(row, memories, scratch, first, min(outputs - first, LANES))
+
+
+@njit
+def fire_guarded(row, memories, scratch, fits):
+    """All neurons of any Fire."""
+    outputs = row[FIRE.outputs]
+    for first in range(0, outputs, LANES):
+        if fits:
+            _fire_32_guarded(row, memories, scratch, first, min(outputs - first, LANES))
+        else:
+            _fire_64_guarded(row, memories, scratch, first, min(outputs - first, LANES))
+
+
+@njit
 def count_masked(row, memories, sizes, record):
     """Work, and the accumulators, membranes and constants of the channels left."""
     mask, outputs = memories.channel + row[FIRE.mask], row[FIRE.outputs]
@@ -222,11 +255,10 @@ def fire(row, memories, scratch, sizes, record):
         count_masked(row, memories, sizes, record)
     if row[FIRE.counted]:
         forget_masked(scratch.held)
-    for first in range(0, outputs, LANES):
-        if fits:
-            _fire_32(row, memories, scratch, first, min(outputs - first, LANES))
-        else:
-            _fire_64(row, memories, scratch, first, min(outputs - first, LANES))
+    if row[FIRE.masked] or row[FIRE.counted] or row[FIRE.mute] or row[FIRE.still] or row[FIRE.absent]:
+        fire_guarded(row, memories, scratch, fits)
+    else:
+        fire_plain(row, memories, scratch, fits)
     for plane in range(row[FIRE.planes]):
         for step in range(row[FIRE.steps]):
             place = row[FIRE.result] + plane * row[FIRE.plane_stride] + step * row[FIRE.step_stride]

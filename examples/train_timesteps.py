@@ -64,8 +64,9 @@ def fine_tune(model: nn.Module, weights: list[float], groups: list[str], epochs:
     steps = len(images) // BATCH
     total = (len(weights) + 1) * epochs * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1 - step / total, lambda step: 1.0])
-    table = Table("mask loss", "epoch", "T_avg", "held out")
+    table = Table("mask loss", "epochs", "T_avg", "held out")
     console = Console()
+    table.add_row("before", "", f"{average_timesteps(model):.2f}", f"{accuracy(model, *held_out):.2%}")
     for weight in (*weights, None):
         for score in scores:
             score.requires_grad_(weight is not None)

@@ -23,11 +23,10 @@ SLOTS = 8
 _HEADER = {header.name for header in fields(Instruction)}
 KEY = (
     *(getattr(ACCUMULATE, field.name) for field in fields(Window) if field.name not in _HEADER),
-    ACCUMULATE.spikes,
     ACCUMULATE.masks_rows,
     ACCUMULATE.row_mask,
 )
-"""Columns of an Accumulate that say which spikes it sees, and how they pair."""
+"""Columns of an Accumulate that say, beside their address, which spikes it sees, and how they pair."""
 
 
 class Held(NamedTuple):
@@ -61,6 +60,8 @@ COLUMNS = len(HELD) + len(KEY)
 def find(row, share, held):
     """The slot of this Accumulate's spikes, or -1."""
     for slot in range(SLOTS):
+        if held[slot, HELD.first] != row[ACCUMULATE.spikes]:
+            continue
         found = held[slot, HELD.valid] != 0 and held[slot, HELD.share] == share
         place = HELD.key
         for column in KEY:

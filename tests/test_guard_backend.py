@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from exact import program_of
 from forms import COLUMNS, FORMS, IMAGE_CHANNELS, ROWS, form
-from models import one_thread
+from models import compiled, digits, one_thread
 from numpy.typing import NDArray
 
 from compiler.backend.group import plan_stages
@@ -18,6 +18,7 @@ from compiler.ir.meaning import Executor, Run
 from compiler.ir.network import Network, parse
 from compiler.ir.operation import SpikeOperation
 from compiler.passes.guard_channels import GuardChannels
+from compiler.pipeline import DEFAULT_PASSES
 from isa.errors import CStepError
 from isa.instructions import Accumulate, Attend, Guard
 from isa.machine import Machine, load_machine
@@ -203,16 +204,16 @@ def test_one_count_and_one_mask_serve_neurons_and_their_readers() -> None:
 
 
 def test_too_small_a_channel_buffer_names_the_layer_and_the_size_that_would_do() -> None:
-    name = "groups of whole words"
-    x = images(name)
-    network = guarded(name, "both", 2, 20, x)
-    small = WHOLE.with_changes(channel_buffer_bytes=256)
-    with pytest.raises(
-        CStepError, match=r"^\w[\w.]*: counts and masks .* has 256; channel_buffer_bytes=\d+ would do$"
-    ) as e:
-        program_of(network, IMAGE_CHANNELS, "windows", small)
-    needed = int(re.findall(r"channel_buffer_bytes=(\d+)", str(e.value))[-1])
-    program_of(network, IMAGE_CHANNELS, "windows", WHOLE.with_changes(channel_buffer_bytes=needed))
+    network, x = digits()
+    passes = DEFAULT_PASSES.replace("lower-to-cstep", "guard-channels,lower-to-cstep")
+
+    def build(size: int) -> None:
+        compiled(network, x, machine=WHOLE.with_changes(channel_buffer_bytes=size), check=0, passes=passes)
+
+    message = r"block\.\d[\w.]*: counts and masks .* has 256; channel_buffer_bytes=\d+ would do$"
+    with pytest.raises(CStepError, match=message) as error:
+        build(256)
+    build(int(re.findall(r"channel_buffer_bytes=(\d+)", str(error.value))[-1]))
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def _arenas(network: Network, lives: dict[SSAValue, tuple[int, int]]) -> list[Ar
         arena = arenas.setdefault((region, group, mark), Arena(region, group, first=first, last=last))
         arena.buffers.append(op)
         arena.first, arena.last = min(arena.first, first), max(arena.last, last)
-        arena.slot_bytes = max(arena.slot_bytes, aligned(op.get("bytes")))
+        size = op.get("bytes")
+        arena.slot_bytes = max(arena.slot_bytes, size if region == Region.CHANNEL else aligned(size))
     for arena in arenas.values():
         arena.slots = _most_live(lives[op.results[0]] for op in arena.buffers)
     return list(arenas.values())

@@ -158,7 +158,7 @@ def observe(
         for layer, spikes in seen.spikes.items():
             held = found.setdefault(layer, LayerSpikes(program.header.layers[layer].name))
             for each in spikes:
-                _add(held, each)
+                add_input(held, each)
         progress(min(start + AT_ONCE, len(integers)))
     return found
 
@@ -192,8 +192,8 @@ def mean_fraction(layers: dict[int, LayerSpikes], neighbours: int) -> float:
     return _share(common, sum(each.bits.get(neighbours, 0) for each in layers.values()))
 
 
-def _add(held: LayerSpikes, spikes: NDArray[np.uint8]) -> None:
-    """One input's spikes or levels [T, tokens, channels]."""
+def add_input(held: LayerSpikes, spikes: NDArray[np.uint8]) -> None:
+    """Add one input's spikes or levels [T, tokens, channels] to the sums."""
     bits = spikes > 0
     silent = np.logical_not(np.asarray(bits[:EARLY].any(axis=(0, 1))))
     late = bits[EARLY:].sum(axis=(0, 1))
@@ -206,7 +206,7 @@ def _add(held: LayerSpikes, spikes: NDArray[np.uint8]) -> None:
     held.silent_late_places += places * int(silent.sum())
     for neighbours in NEIGHBOURS:
         groups = bits.shape[1] // neighbours
-        together = bits[:, : groups * neighbours].reshape(len(bits), groups, neighbours, -1)
+        together = bits[:, : groups * neighbours].reshape(len(bits), groups, neighbours, bits.shape[2])
         held.common[neighbours] = held.common.get(neighbours, 0) + neighbours * int(together.all(axis=2).sum())
         held.bits[neighbours] = held.bits.get(neighbours, 0) + int(together.sum())
 

@@ -15,6 +15,7 @@ ARGUMENTS = {
     "benchmark.py": ["emulator", "--model", "resnet-50", "--model", "spikformer-1-64", "--rounds", "2"],
     "inspect_passes.py": [],
     "quickstart.py": [],
+    "sharing.py": ["--model", "digits", "--images", "1"],
     "train.py": ["--epochs", "1"],
     "train_timesteps.py": ["--first-epochs", "1", "--epochs", "1", "--weight", "1e-2", "--limit", "10"],
 }
@@ -25,6 +26,7 @@ SAYS = {
     "benchmark.py": "spikingjelly / emulator",
     "inspect_passes.py": "spike.integer_lif",
     "quickstart.py": "top-1 99.",
+    "sharing.py": "differ between integer module and emulator: 0 of",
     "train.py": "M parameters",
     "train_timesteps.py": "masked.safetensors: T_avg",
 }

@@ -67,7 +67,7 @@ def assert_exact(reuse: Reuse, bits: Bits) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @given(bits=windows())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_mode_is_exact(mode: str, bits: Bits) -> None:
     assert_exact(MODES[mode](bits), bits)
 
@@ -91,14 +91,14 @@ def test_what_is_charged_is_every_term_that_does_not_take_anothers_place(mode: s
 
 
 @given(bits=windows())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_forest_never_costs_more_than_the_spikes(bits: Bits) -> None:
     for width in (1, 4, None):
         assert forest(bits, width).charged <= bits.sum()
 
 
 @given(bits=windows())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_pairs_cost_the_union_and_two_merges_as_on_the_machine(bits: Bits) -> None:
     even = bits[: len(bits) & ~1]
     left, right = even[::2], even[1::2]
@@ -130,7 +130,7 @@ def subset_rule(tile: Bits) -> tuple[int, int]:
 
 
 @given(bits=windows())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_prefix_is_the_published_rule(bits: Bits) -> None:
     reuse = prefix(bits, 4)
     rule = [subset_rule(bits[:, at : at + 4]) for at in range(0, bits.shape[1], 4)]
@@ -159,7 +159,7 @@ def test_a_forest_subtracts_where_that_is_shorter() -> None:
     assert_exact(reuse, bits)
 
 
-@pytest.mark.parametrize("held", [0, 1, 5, 40])
+@pytest.mark.parametrize("held", [0, 1, 5, 20])
 def test_a_forest_stores_no_more_than_it_may(held: int) -> None:
     bits = (np.random.default_rng(0).random((200, 60)) < 0.2).astype(np.uint8)
     free, bounded = forest(bits), forest(bits, held=held)
@@ -189,7 +189,7 @@ def test_silent_rows_are_left_alone() -> None:
 
 
 @given(bits=windows())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_mode_goes_below_what_is_possible(bits: Bits) -> None:
     least, _ = fewest(bits, effort=2000)
     assert fewest_possible(bits) <= least

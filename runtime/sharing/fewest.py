@@ -47,39 +47,50 @@ def fewest(bits: Bits, effort: int = 2_000_000) -> tuple[int, bool]:
 
 @njit(cache=True)
 def _makes(wanted, channels, length, left):
-    """Whether `length` sums make all that is wanted, before the effort that is left is spent."""
-    sums = np.zeros((channels + length, 2), np.int64)  # masks of the channels added and of those taken off
-    for channel in range(channels):
-        sums[channel, 0] = 1 << channel
-    return _reach(sums, channels, wanted, len(wanted), length, 0, left)
-
-
-@njit(cache=True)
-def _reach(sums, made, wanted, missing, length, start, left):
-    """Whether `length` more sums make the `missing` ones.
+    """Whether `length` sums make all that is wanted, before the effort that is left is spent.
 
     A wanted sum that is one step away is made at once, as it must be made. Others are chosen in the order of their
     places (larger operand, smaller operand, sign), since what can be done in any order is done in one.
     """
-    if missing == 0:
-        return True
-    left[0] -= 1
-    if left[0] <= 0 or missing > length:
-        return False
-    for place in range(made * made * 2):
-        plus, minus = _at(sums, place)
-        if plus and not minus and _is_in(wanted, plus) and _is_new(sums, made, plus, minus):
-            sums[made] = plus, minus
-            return _reach(sums, made + 1, wanted, missing - 1, length - 1, start, left)
-    if missing == length:
-        return False
+    sums = np.zeros((channels + length, 2), np.int64)  # masks of the channels added and of those taken off
+    for channel in range(channels):
+        sums[channel, 0] = 1 << channel
+    missing, start = np.full(length + 1, len(wanted)), np.zeros(length + 1, np.int64)
+    depth, entered = 0, True
+    while missing[depth]:
+        made, spare = channels + depth, length - depth - missing[depth]
+        place = -1
+        if entered:
+            left[0] -= 1
+            if left[0] <= 0:
+                return False
+            place = _find(sums, made, wanted, 0, True) if spare >= 0 else -1
+        forced = place >= 0
+        if not forced and spare > 0:
+            place = _find(sums, made, wanted, start[depth], False)
+        if place < 0:
+            depth, entered = depth - 1, False
+            if depth < 0:
+                return False
+            continue
+        sums[made] = _at(sums, place)
+        start[depth + 1] = start[depth] if forced else place + 1
+        start[depth] = made * made * 2 if forced else place + 1  # what is forced has no alternative
+        missing[depth + 1] = missing[depth] - forced
+        depth, entered = depth + 1, True
+    return True
+
+
+@njit(cache=True)
+def _find(sums, made, wanted, start, only_wanted):
+    """The first place from `start` on with a new sum, or -1; the sum is wanted where `only_wanted` says so."""
     for place in range(start, made * made * 2):
         plus, minus = _at(sums, place)
-        if plus and _is_new(sums, made, plus, minus):
-            sums[made] = plus, minus
-            if _reach(sums, made + 1, wanted, missing, length - 1, place + 1, left):
-                return True
-    return False
+        if not plus or (only_wanted and (minus or not _is_in(wanted, plus))):
+            continue
+        if _is_new(sums, made, plus, minus):
+            return place
+    return -1
 
 
 @njit(cache=True)
@@ -104,7 +115,8 @@ def _at(sums, place):
 
 @njit(cache=True)
 def _is_in(wanted, mask):
-    return np.any(wanted == mask)
+    at = np.searchsorted(wanted, mask)
+    return at < len(wanted) and wanted[at] == mask
 
 
 @njit(cache=True)

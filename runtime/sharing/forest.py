@@ -63,13 +63,13 @@ def _cost(tile: Bits, terms: Terms, held: int) -> int:
 
 
 def _within(tile: Bits, made_from: NDArray[np.int64], held: int, compared: int) -> Terms:
-    """With as many intersections as keep at most `held` partial sums stored."""
-    found = _terms(tile, made_from, ALL, compared)
+    """With as many intersections as keep at most `held` partial sums stored: the first ones, the others undone."""
+    found = every = _terms(tile, made_from, ALL, compared)
     low, high = 0, found.partial
     while reuse_of(len(tile), [found]).held > held and high > low:
         high = (low + high) // 2
         found = _terms(tile, made_from, high, compared)
-    return found
+    return replace(found, matching=every.matching)
 
 
 def _terms(tile: Bits, made_from: NDArray[np.int64], most: int, compared: int) -> Terms:

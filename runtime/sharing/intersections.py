@@ -81,53 +81,71 @@ def _count(counts, first, second, product, change):
 
 
 @njit(cache=True)
-def _find_best(counts, term, best, partner, relation):
-    """The pair of `term` and an earlier one that occurs most often."""
-    best[term] = 0
-    for kind in range(len(counts)):
-        for other in range(term):
-            if counts[kind, term, other] > best[term]:
-                best[term], partner[term], relation[term] = counts[kind, term, other], other, 1 - 2 * kind
-    return term * len(counts)
+def _queue(queue, heads, filled, count, kind, first, second):
+    """Put a pair into the list of its count: a row (kind, larger term, smaller term, next row)."""
+    queue[filled, 0], queue[filled, 1], queue[filled, 2], queue[filled, 3] = kind, first, second, heads[count]
+    heads[count] = filled
+    return filled + 1
+
+
+@njit(cache=True)
+def _count_all(members, counts, used, size):
+    """Count every pair of terms of every row, and list the terms of each row; returns the counters changed."""
+    touched = 0
+    for row in range(members.shape[1]):
+        for term in range(used.shape[1]):
+            if members[term, row]:
+                for at in range(size[row]):
+                    _count(counts, term, used[row, at], members[term, row] * members[used[row, at], row], 1)
+                touched += size[row]
+                used[row, size[row]] = term
+                size[row] += 1
+    return touched
 
 
 @njit(cache=True)
 def _intersect(members, counts, channels):
+    """Pairs, relations and counters touched.
+
+    Pairs wait in a list for each count. Counts only fall, but for those of a new sum, so a pair is moved to another
+    list when its turn comes and not before.
+    """
     room, rows = members.shape
-    used, size = np.zeros((rows, channels), np.int32), np.zeros(rows, np.int64)  # the terms of every row
-    touched = 0
-    for row in range(rows):
-        for term in range(channels):
-            if members[term, row]:
-                for at in range(size[row]):
-                    other = used[row, at]
-                    _count(counts, term, other, members[term, row] * members[other, row], 1)
-                touched += size[row]
-                used[row, size[row]] = term
-                size[row] += 1
-    best, partner = np.zeros(room, np.int64), np.zeros(room, np.int64)
-    relation = np.ones(room, np.int8)
-    for term in range(channels):
-        touched += _find_best(counts, term, best, partner, relation)
+    used, size = np.zeros((rows, channels), np.int32), np.zeros(rows, np.int64)
+    touched = _count_all(members, counts, used, size)
+    heads = np.full(rows + 1, -1, np.int64)
+    queue, filled = np.empty((len(counts) * (channels * channels + room), 4), np.int64), 0
     pairs, relations = np.zeros((room - channels, 2), np.int32), np.ones(room - channels, np.int8)
-    terms = channels
-    while terms < room:
-        first = np.argmax(best[:terms])
-        touched += terms
-        if best[first] < 2:
-            break
-        second, kind = partner[first], relation[first]
+    terms, fresh, most = channels, 0, rows
+    while True:
+        for term in range(fresh, terms):
+            if filled + len(counts) * term > len(queue):
+                queue = np.concatenate((queue, np.empty_like(queue)))
+            for kind in range(len(counts)):
+                for other in range(term):
+                    count = counts[kind, term, other]
+                    touched += count > 0
+                    if count >= 2:
+                        filled = _queue(queue, heads, filled, count, kind, term, other)
+        fresh = terms
+        while most >= 2 and heads[most] < 0:
+            most -= 1
+        if most < 2 or terms == room:
+            return pairs[: terms - channels].copy(), relations[: terms - channels].copy(), touched
+        place = heads[most]
+        kind, first, second, heads[most] = queue[place]
+        count = counts[kind, first, second]
+        touched += 1
+        if count < most:
+            if count >= 2:
+                _queue(queue, heads, place, count, kind, first, second)
+            continue
         pairs[terms - channels] = first, second
-        relations[terms - channels] = kind
+        relations[terms - channels] = 1 - 2 * kind
         for row in range(rows):
-            if members[first, row] * members[second, row] == kind:
+            if members[first, row] * members[second, row] == 1 - 2 * kind:
                 touched += _replace(members, counts, used[row], size, row, first, second, terms)
         terms += 1
-        for term in range(terms):
-            changed = term in (first, second, terms - 1) or partner[term] in (first, second)
-            if changed and (best[term] or term == terms - 1):
-                touched += _find_best(counts, term, best, partner, relation)
-    return pairs[: terms - channels].copy(), relations[: terms - channels].copy(), touched
 
 
 @njit(cache=True)

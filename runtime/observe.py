@@ -23,7 +23,8 @@ from runtime.state import State
 class Observation:
     """Currents int32 and spikes uint8 by layer index: [inputs, timesteps, rows * columns, channels].
 
-    A neuron with `levels` has its level, 0..levels, for a spike.
+    A neuron with `levels` has its level, 0..levels, for a spike. Spikes are those emitted: none of a muted timestep. A
+    current without accumulators is the bias; of a channel that a mask leaves out it is not computed, and 0.
     """
 
     currents: dict[int, NDArray[np.int32]]

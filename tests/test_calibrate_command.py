@@ -1,0 +1,117 @@
+"""`cstep calibrate`, `compile --settings`, and what is refused or warned of on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cstep
+from compiler.settings import read_settings
+from runtime.dataset import drawn, load_dataset
+from runtime.report.measure import calibrated_on, inputs_for
+from tests.models import DIGITS_CHECKPOINT
+
+MODEL, IMAGES, RANGES = "spikformer-2-96", 100, 1024
+CHECKPOINT = ("--checkpoint", str(DIGITS_CHECKPOINT))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings found on digits, and the program compiled with them."""
+    here = tmp_path_factory.mktemp("calibrated")
+    found = ["calibrate", MODEL, *CHECKPOINT, "--data", "digits", "--images", str(IMAGES), "--guard", "none"]
+    assert cstep.main([*found, "-o", str(here / "settings.toml")]) == 0
+    built = ["compile", MODEL, *CHECKPOINT, "--calibration", "digits", "--no-check"]
+    assert cstep.main([*built, "--settings", str(here / "settings.toml"), "-o", str(here / "net.cstep")]) == 0
+    return here
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail as a mistake of the user; its one line."""
+
+    def refused(*arguments: object) -> str:
+        assert cstep.main([str(each) for each in arguments]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cstep: note:")]
+        assert len(lines) == 1
+        return lines[0].removeprefix("cstep: ")
+
+    return refused
+
+
+Refuses = Callable[..., str]
+
+
+def test_settings_are_found_on_images_that_no_range_came_from(folder: Path) -> None:
+    found = read_settings(folder / "settings.toml")
+    assert found.data is not None and found.exit is not None
+    total = len(load_dataset("digits:train"))
+    rows = drawn(total, total, seed=0)[RANGES : RANGES + IMAGES]
+    program = cstep.load(folder / "net.cstep")
+    assert inputs_for(program, "digits:train", rows.tolist()).digest == found.data.digest
+    assert (found.data.images, found.model.name) == (IMAGES, MODEL)
+    assert found.exit.rate is not None and 0 < found.exit.rate <= 0.4
+    assert found.guard is None
+
+
+def test_a_program_carries_its_settings(folder: Path) -> None:
+    provenance = cstep.load(folder / "net.cstep").header.provenance
+    assert provenance.settings == read_settings(folder / "settings.toml").canonical()
+    assert "insert-exits{after=2 criterion=lightsoftmax tau=0." in provenance.pipeline
+
+
+def test_images_that_settings_were_found_on_are_known_in_the_test_data(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = cstep.load(folder / "net.cstep")
+    data = inputs_for(program, "digits:train")
+    assert len(calibrated_on(program, len(data), data.rows)) == RANGES + IMAGES
+    held_out = inputs_for(program, "digits")
+    assert len(calibrated_on(program, len(held_out), held_out.rows)) == 0
+    assert cstep.main(["run", str(folder / "net.cstep"), "digits:train", "--limit", "8"]) == 0
+    assert "calibration data == test data" in capsys.readouterr().out
+
+
+def test_settings_of_another_model_or_checkpoint(folder: Path, refuses: Refuses) -> None:
+    line = refuses("compile", "spikformer-2-64", "--settings", folder / "settings.toml", "-o", folder / "other.cstep")
+    assert line.endswith("settings for model spikformer-2-96, not spikformer-2-64; calibrate that one")
+    text = (folder / "settings.toml").read_text().replace('checkpoint = "', 'checkpoint = "ffff')
+    (folder / "older.toml").write_text(text)
+    assert "was found with" not in text
+    found = read_settings(folder / "older.toml")
+    assert "were found with checkpoint sha256:ffff" in found.checkpoint_note(DIGITS_CHECKPOINT.name + " sha256:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--exit-after", "4"), "--exit-after 4: the model has T=4; exits are after 1..3 timesteps"),
+        (("--exit-after", "0"), "--exit-after 0: the model has T=4"),
+        (("--exit-after", "two"), "--exit-after two: it must be numbers"),
+        (("--rate", "2"), "--rate 2: must be more than 0"),
+        (("--loss", "-0.1"), "--loss -0.1: must be 0 or more"),
+        (("--images", "1000"), "--images 1000: digits has 418 that no range came from"),
+        (("--images", "50"), "50 held-out images; at least 100"),
+        (("--guard-after", "4"), "--guard-after 4: the model has T=4"),
+        (("-o", "nowhere/settings.toml"), "no directory nowhere"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_one_line(arguments: tuple[str, ...], said: str, refuses: Refuses) -> None:
+    assert said in refuses("calibrate", MODEL, *CHECKPOINT, "--data", "digits", *arguments)
+
+
+def test_data_that_calibrating_cannot_use(tmp_path: Path, refuses: Refuses) -> None:
+    images = np.random.default_rng(0).standard_normal((200, 1, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "few.npz", x=images, y=np.zeros(200, np.int64))
+    np.savez(tmp_path / "unlabelled.npz", x=images)
+    calibrate = ("calibrate", MODEL, *CHECKPOINT, "--data")
+    assert "the ranges came from all of its 200 images" in refuses(*calibrate, tmp_path / "few.npz")
+    assert "has no labels" in refuses(*calibrate, tmp_path / "unlabelled.npz", "--calibration", "digits")
+
+
+def test_a_ladder_needs_settings_and_a_program_has_its_own(folder: Path, refuses: Refuses) -> None:
+    assert "or --settings FILE.toml" in refuses("eval", MODEL, "digits")
+    assert "leave out" in refuses("eval", folder / "net.cstep", "digits", "--settings", folder / "settings.toml")

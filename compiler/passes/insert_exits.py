@@ -81,10 +81,10 @@ class InsertExits(NetworkPass):
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
-        output, sums = _output_of(network), _sums_of(network)
-        steps = network_steps(network)
         if any(isinstance(op, spike.Exit) for op in network.operations()):
             raise CStepError("insert-exits: the network has exits; give all of them at once")
+        output, sums = _output_of(network), _sums_of(network)
+        steps = network_steps(network)
         if steps < 2:
             raise CStepError("insert-exits: the network has T=1; there is no earlier timestep to leave after")
         classes = shaped(output.operands[0].type).sizes[-1]

@@ -91,7 +91,7 @@ class Guard(Table):
 
     mode: GuardMode = "both"
     after: int = Field(default=2, ge=1)
-    threshold: int = Field(default=0, ge=0, lt=1 << 16)
+    threshold: int = Field(default=0, ge=0, lt=(1 << 16) - 1)
     loss: Points | None = None
     """Together with the exits."""
 

@@ -124,7 +124,7 @@ REFUSED = {
     "guard-channels{after=4}": r"after=4; with T=4 it must be in 1\.\.3$",
     "guard-channels{after=0}": r"after=0; with T=4 it must be in 1\.\.3$",
     "guard-channels{mode=none}": "mode=none; it must be one of rows, columns, both$",
-    "guard-channels{threshold=65536}": r"threshold=65536; it must be in 0\.\.65535$",
+    "guard-channels{threshold=65535}": r"threshold=65535; it must be in 0\.\.65534$",
     'set-timesteps{masks="block.0.mlp.fc3_lif=1100"}': r"no neuron layer is called .*fc3_lif; did you mean .*fc2_lif",
     'set-timesteps{masks="block.0.mlp.fc2_lif=110"}': r"fc2_lif=110: 3 timesteps; the layer has T=4$",
     'set-timesteps{masks="block.0.mlp.fc2_lif=1120"}': r'fc2_lif=1120; it must read "label=1100"',

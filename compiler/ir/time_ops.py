@@ -128,7 +128,7 @@ class Guard(SpikeOperation):
         self.expect_element(kind.element)
         require(kind.element.is_count, self, f"guards {kind}; only spikes and counts are guarded")
         require(0 < after < (kind.steps or 0), self, f"after={after}; it must be in 1..{(kind.steps or 0) - 1}")
-        require(0 <= threshold < 1 << 16, self, f"threshold={threshold}; it must be in 0..65535")
+        require(0 <= threshold < (1 << 16) - 1, self, f"threshold={threshold}; it must be in 0..65534")
         require(self.get("skips") in SKIPS, self, f"skips={self.get('skips')}; it must be one of {', '.join(SKIPS)}")
 
 

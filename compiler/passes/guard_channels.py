@@ -51,8 +51,8 @@ class GuardChannels(NetworkPass):
     def __post_init__(self) -> None:
         if self.mode not in SKIPS:
             raise CStepError(f"guard-channels: mode={self.mode}; it must be one of {', '.join(SKIPS)}")
-        if not 0 <= self.threshold < 1 << 16:
-            raise CStepError(f"guard-channels: threshold={self.threshold}; it must be in 0..65535")
+        if not 0 <= self.threshold < (1 << 16) - 1:
+            raise CStepError(f"guard-channels: threshold={self.threshold}; it must be in 0..65534")
 
     def apply(self, network: Network) -> Network:
         network = network.clone()

@@ -25,14 +25,14 @@ from xdsl.ir import Operation
 
 from compiler.backend.allocate import allocate
 from compiler.backend.emit import emit, neuron_labels
+from compiler.comparable import Scope, the_same
 from compiler.ir import spike
 from compiler.ir.cstep import BufferOp, InstructionOp
 from compiler.ir.meaning import NEURONS, STREAMS, Executor, Run
 from compiler.ir.network import Network
-from compiler.ir.types import shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.split_channels import whole_of
-from compiler.passes.timesteps import average_timesteps
+from compiler.passes.timesteps import average_timesteps, network_steps
 from isa.errors import CStepError
 from isa.program import Program, Provenance
 
@@ -77,9 +77,7 @@ class Checker:
         self._sources: dict[str, str] = {}
         self._live: set[str] = set()
         """Neurons and streams that reach the output, in the module before."""
-        self._guards: dict[str, tuple[int, int]] = {}
-        self._same: set[str] = set()
-        """Of the reference: guards by neurons, and what is the same at every timestep."""
+        self._scope = Scope()
         self._average = inf
         self._digest, self._compared = "", 0
         """Of the module before and its weights; and how many numbers were compared there."""
@@ -135,13 +133,12 @@ class Checker:
         return self._reals(name, keeps, after, dump)
 
     def _set_reference(self, runs: list[Run], network: Network) -> None:
-        """What later modules are compared with; and what of it a machine need not compute."""
-        self._reference, self._guards = runs, _guards_of(network)
-        self._same = _the_same(network)
+        """What later modules are compared with; and what of it they can be compared in."""
+        self._reference, self._scope = runs, Scope.of(network)
 
     def _lowered(self, network: Network) -> str:
         """Where neuron layers have fewer timesteps than before, the mean of what they have."""
-        before, self._average = self._average, average_timesteps(network)
+        before, self._average = min(self._average, network_steps(network)), average_timesteps(network)
         return f", T_avg {self._average:.2f}" if self._average < before else ""
 
     def _executed(self, network: Network, dtype: torch.dtype) -> list[Run]:
@@ -169,14 +166,14 @@ class Checker:
         from compiler.ir.onnx.integer import Oracle
 
         assert self.inputs is not None
-        oracle = Oracle(after)
-        return self._integers(name, [oracle.run(x) for x in self.inputs], dump, "onnxruntime == integer model", after)
+        oracle, note = Oracle(after), f"onnxruntime == integer model{self._lowered(after)}"
+        return self._integers(name, [oracle.run(x) for x in self.inputs], dump, note, after)
 
     def _integers(
         self, name: str, runs: list[Run], dump: Path | None, note: str, module: Network | None
     ) -> CheckResult:
         """Every integer the same; those of streams, too, which the emulator does not show (it has no `module`)."""
-        compared, same = 0, _the_same(module) if module else None
+        compared, same = 0, the_same(module) if module else None
         for image, (before, after) in enumerate(zip(self._reference, runs, strict=True)):
             pairs = {label: (current, after.currents.get(label)) for label, current in before.currents.items()}
             if module:
@@ -185,7 +182,7 @@ class Checker:
                 if seen is None:
                     self._gone(name, label)
                     continue
-                current, seen = self._comparable(label, before, current, seen, same)
+                current, seen = self._scope.both(label, before, current, seen, same)
                 compared += current.size
                 if not np.array_equal(current, seen):
                     raise self._difference(name, label, image, current, seen, dump)
@@ -196,27 +193,6 @@ class Checker:
             if not np.array_equal(before.output, after.output):
                 raise self._difference(name, LOGITS, image, before.output, after.output, dump)
         return CheckResult(name, compared, note)
-
-    def _comparable(
-        self, label: str, run: Run, before: NDArray[Any], after: NDArray[Any], same: set[str] | None
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Both, as far as they can be compared: timesteps that both have and that ran, channels that are computed.
-
-        What is the same at every timestep, as `same` says of `after`, is compared with each; None: an emulated run,
-        where it is computed once.
-        """
-        sizes = before.shape if label in self._same else before.shape[1:]
-        before, after = before.reshape(-1, *sizes), after.reshape(-1, *sizes)
-        steps = min(len(before), len(after))
-        if label in self._same | (same or set()) and same is not None:
-            steps = max(len(before), len(after))
-            before, after = (np.broadcast_to(each, (steps, *sizes)) for each in (before, after))
-        steps = min(steps, run.steps or steps)
-        before, after = before[:steps], after[:steps]
-        if label in self._guards and same is None:
-            guarded = _silenced(run.spikes[label], *self._guards[label])[:steps]
-            before, after = (np.where(guarded, 0, each) for each in (before, after))
-        return before, after
 
     def _reals(self, name: str, keeps: Keeps, after: Network, dump: Path | None) -> CheckResult:
         """Every current, and the logits, the same up to rounding; in any order of neurons where layout may change."""
@@ -317,31 +293,6 @@ def _live_labels(network: Network) -> set[str]:
         if isinstance(op, spike.Output) or op in live:
             live |= {operand.owner for operand in op.operands if isinstance(operand.owner, Operation)}
     return {op.label for op in network.operations() if op in live and isinstance(op, NEURONS + STREAMS)}
-
-
-def _the_same(network: Network) -> set[str]:
-    """Neurons and streams that are the same at every timestep."""
-    recorded = (op for op in network.operations() if isinstance(op, NEURONS + STREAMS))
-    return {op.label for op in recorded if shaped(op.results[0].type).steps is None}
-
-
-def _guards_of(network: Network) -> dict[str, tuple[int, int]]:
-    """`after` and `threshold` of the guards right behind neurons that skip columns, by the neurons' label."""
-    found: dict[str, tuple[int, int]] = {}
-    for op in network.operations():
-        if isinstance(op, spike.Guard) and op.get("skips") != "rows":
-            neurons = op.operands[0].owner
-            if isinstance(neurons, NEURONS):
-                found[neurons.label] = op.get("after"), op.get("threshold")
-    return found
-
-
-def _silenced(spikes: NDArray[Any], after: int, threshold: int) -> NDArray[np.bool_]:
-    """Where a guard of these spikes or counts [T, ..., C] makes them 0, whatever they are: [T, 1..., C]."""
-    early = spikes[:after].astype(np.int64).reshape(-1, spikes.shape[-1])
-    bits = sum(((early >> plane) & 1).sum(axis=0) for plane in range(int(early.max(initial=1)).bit_length()))
-    late = np.arange(len(spikes)).reshape(-1, *[1] * (spikes.ndim - 1)) >= after
-    return late & (np.asarray(bits) <= threshold)
 
 
 def _is_placed(network: Network) -> bool:

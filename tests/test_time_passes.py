@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from families import FAMILIES
 from golden import Golden, made_up_inputs
-from models import emulate, one_thread
+from models import Shape, compiled, emulate, one_thread, spikformer
 from test_lossy_passes import STEPS, integer_module
 
 from compiler.check import Checker
+from compiler.frontend.importer import import_model
 from compiler.ir import spike
 from compiler.ir.meaning import NEURONS, Executor
 from compiler.ir.network import Network, parse
 from compiler.passes.network_pass import Keeps
 from compiler.passes.set_timesteps import SetTimesteps
 from compiler.passes.timesteps import average_timesteps, timesteps_of
-from compiler.pipeline import parse_passes
+from compiler.pipeline import DEFAULT_PASSES, parse_passes
 from isa.errors import CStepError, CStepWarning
 
 GOLDEN = Path(__file__).parent / "passes"
@@ -173,3 +175,20 @@ def test_a_layer_that_lost_a_timestep_too_many_is_found() -> None:
     wrong = wrong.replace("spike.sum %f.lif axis=0 : !spike.train<T=3", "spike.sum %cut axis=0 : !spike.train<T=1")
     with pytest.raises(CStepError, match=r"^mask-timesteps: logits: image 0"):
         checker.compare(each, Network(parse(wrong), after.weights), None)
+
+
+@pytest.mark.parametrize("schedule", ["layers", "windows"])
+def test_the_pipeline_compares_modules_and_programs_of_lossy_passes(schedule: str) -> None:
+    """Behind the new references every integer that is computed is the same, on the emulator too."""
+    network, images = spikformer(Shape(rate=0.08))
+    lossy = 'set-timesteps{masks="block.0.mlp.fc1_lif=1110"},mask-timesteps,hoist-invariant,'
+    lossy += "guard-channels{threshold=3},insert-exits{after=1,3 tau=0.3,0.4},"
+    passes = DEFAULT_PASSES.replace("mask-timesteps,hoist-invariant,", lossy)
+    made = compiled(
+        import_model(network, torch.from_numpy(images[:1])), images, check=4, passes=passes, schedule=schedule
+    )
+    notes = {check.name: check.note for check in made.checks}
+    assert notes["set-timesteps"] == "new reference: lossy, T_avg 3.92"
+    assert notes["guard-channels"] == notes["insert-exits"] == "new reference: lossy"
+    assert notes["mask-timesteps"] == notes["hoist-invariant"] == "== integer model"
+    assert notes["synchronise"] == "emulator == integer model"

@@ -6,8 +6,10 @@ from math import exp
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+import cstep
 from compiler.calibrate.confidence import (
     entropy_confidence,
     light_softmax_confidence,
@@ -19,7 +21,12 @@ from compiler.calibrate.confidence import (
 )
 from compiler.calibrate.exits import apply, choose
 from compiler.calibrate.search import Wanted
+from compiler.calibrate.timesteps import average_timesteps, neuron_timesteps, prefix, sensitivities
+from compiler.calibrate.trials import front_passes, integer_network
+from compiler.frontend.importer import import_model
 from isa.errors import CStepError
+from isa.machine import load_machine
+from tests.models import Shape, one_thread, spikformer
 
 Logits = NDArray[np.float64]
 
@@ -122,3 +129,35 @@ def test_without_a_bearable_exit_none_is_taken() -> None:
 def test_what_cannot_be_calibrated_is_refused(wanted: Wanted, steps: int, classes: int, images: int, said: str) -> None:
     with pytest.raises(CStepError, match=said):
         wanted.check(steps, classes, images)
+
+
+def test_timesteps_are_taken_from_the_least_sensitive_groups_first() -> None:
+    with one_thread():
+        model, images = spikformer(Shape(depths=1))
+        front = front_passes(load_machine("c-step"), images, None)
+        network = integer_network(import_model(model, torch.from_numpy(images[:1])), front, images)
+        found = sensitivities(network, images[:2])
+    assert {each.group for each in found} == {"sps", "qkv", "attn", "mlp"}
+    assert [each.similarity for each in found] == sorted((each.similarity for each in found), reverse=True)
+    assert all(0 <= each.similarity <= 1 + 1e-9 for each in found)
+    assert {label for each in found for label in each.layers} == neuron_timesteps(network).keys()
+    assert average_timesteps(network, {}) == 4
+    masked = dict.fromkeys(found[0].layers, prefix(4, 1))
+    assert average_timesteps(network, masked) == pytest.approx(4 - 3 * len(masked) / len(neuron_timesteps(network)))
+
+
+def test_masks_are_found_under_the_bound_and_make_the_same_program_again() -> None:
+    with one_thread():
+        model, images = spikformer(Shape(classes=3))
+        inputs = np.random.default_rng(3).standard_normal((120, *images.shape[1:])).astype(np.float32)
+        labels = cstep.run(cstep.compile(model, images[:1], calibration=images, check=False), inputs).labels
+        found = cstep.calibrate(
+            model, images[:1], inputs, labels, calibration=images, after=(), guard=None, timesteps=True, loss=20.0
+        )
+        assert found.exit is None and found.guard is None
+        assert found.timesteps is not None and found.timesteps.average is not None and found.timesteps.loss is not None
+        assert found.timesteps.average < 4
+        masked = cstep.compile(model, images[:1], calibration=images, check=False, settings=found)
+        lost = 100 * float((cstep.run(masked, inputs).labels != labels).mean())
+    assert lost == pytest.approx(found.timesteps.loss)
+    assert lost <= 20

@@ -13,6 +13,7 @@ from compiler.calibrate.search import Findings, Progress, Search, Wanted
 from compiler.calibrate.timesteps import average_timesteps, prefix, sensitivities
 from compiler.calibrate.trials import Outcome, Trials
 from compiler.settings import CurvePoint, Guard, Settings, Timesteps
+from isa.errors import CStepError
 
 SENSITIVITY_IMAGES = 32
 CURVE_BOUNDS = (0.0, 0.1, 0.5, 1.0)
@@ -68,7 +69,12 @@ def _lower_timesteps(search: Search, outcome: Outcome) -> Outcome:
             before = findings.settings.timesteps
             tried = masks | dict.fromkeys(each.layers, prefix(trials.timesteps, kept))
             search.found(timesteps=Timesteps(masks=tried, average=average_timesteps(trials.integer, tried)))
-            seen = search.run(f"T={kept} in {each.group}", search.parts())
+            try:
+                seen = search.run(f"T={kept} in {each.group}", search.parts())
+            except CStepError as error:  # too few timesteps are left for the exits that are asked for
+                findings.warnings.append(f"timesteps: no T={kept} in {each.group}: {error}")
+                search.found(timesteps=before)
+                break
             loss = search.loss(search.right(seen.logits))
             if not search.holds(loss):
                 search.found(timesteps=before)

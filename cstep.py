@@ -295,7 +295,7 @@ def ladder(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Ladder:
-    """What every step of `settings` saves, measured on a data set: the rows of `cstep eval MODEL` (docs/index.md).
+    """What every step of `settings` saves, measured on a data set: the rows of `cstep eval MODEL` (docs/settings.md).
 
     Programs and results go to `folder`; `resume` as for `evaluate`, the rest as for `compile`. Raises CStepError.
     """

@@ -130,6 +130,7 @@ MODES = {
     "signed tree best": Mode(published, signed_tree, WIDTHS),
     **{f"forest {width or 'all'}": Mode(published, forest, (width,)) for width in WIDTHS},
     "forest best": Mode(published, forest, WIDTHS),
+    "forest all, no differences": Mode(published, partial(forest, signed=False), (None,)),
     "forest best, holds 128": Mode(published, partial(forest, held=128), (64, None)),
     "forest, 1024 rows": Mode(wide, forest, (None,)),
     "forest best, 1024 rows, holds 256": Mode(wide, partial(forest, held=256), (64, None)),

@@ -20,6 +20,7 @@ from compiler.frontend.importer import import_model
 from compiler.ir import spike
 from compiler.ir.meaning import NEURONS, Executor
 from compiler.ir.network import Network, parse
+from compiler.ir.onnx.integer import Oracle
 from compiler.passes.network_pass import Keeps
 from compiler.passes.set_timesteps import SetTimesteps
 from compiler.passes.timesteps import average_timesteps, timesteps_of
@@ -65,6 +66,17 @@ def test_masked_and_hoisted_modules_have_no_differing_integer(name: str) -> None
             compared = checker.compare(each, network, None).compared
             assert compared > 0 or each.keeps == Keeps.LOSSY
     assert average_timesteps(network) < STEPS
+
+
+@pytest.mark.parametrize("name", [SMALL, "sdt-v3-events"])
+def test_onnxruntime_masks_neurons_as_the_module_does(name: str) -> None:
+    network = integer_module(name)
+    masked = applied(network, masks(network, 2, "1111", "1100", "0110"))
+    oracle, executor = Oracle(masked), Executor(masked)
+    for x in FAMILIES[name].inputs(2, seed=1, steps=STEPS):
+        expected, found = executor.run(x), oracle.run(x)
+        assert np.array_equal(expected.output, found.output)
+        assert all(np.array_equal(current, found.currents[label]) for label, current in expected.currents.items())
 
 
 def test_a_prefix_mask_leaves_only_its_timesteps() -> None:

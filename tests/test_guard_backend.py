@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 
 from compiler.backend.group import plan_stages
 from compiler.ir import spike
-from compiler.ir.meaning import Executor, Run
+from compiler.ir.meaning import NEURONS, Executor, Run
 from compiler.ir.network import Network, parse
 from compiler.ir.operation import SpikeOperation
 from compiler.passes.guard_channels import GuardChannels
+from compiler.passes.hoist_invariant import HoistInvariant
+from compiler.passes.insert_exits import InsertExits
+from compiler.passes.mask_timesteps import MaskTimesteps
+from compiler.passes.set_timesteps import SetTimesteps
 from compiler.pipeline import DEFAULT_PASSES
 from isa.errors import CStepError
 from isa.instructions import Accumulate, Attend, Guard
@@ -80,7 +84,8 @@ def assert_exact(
         assert set(expected.currents) == set(labels.values())
         for layer, label in labels.items():
             for mine, its in ((expected.currents, seen.currents), (expected.spikes, seen.spikes)):
-                assert np.array_equal(mine[label], its[layer][index].reshape(mine[label].shape)), label
+                rows = mine[label].reshape(-1, *its[layer].shape[2:])[: seen.steps[index]]
+                assert np.array_equal(rows, its[layer][index][: len(rows)]), label
     return program, seen
 
 
@@ -131,6 +136,46 @@ def test_every_guarded_form_computes_the_same_integers_on_the_emulator(name: str
         network = guarded(name, mode, after, threshold, x)
         assert_exact(network, x, schedule, WHOLE, "reference")
         assert_exact(network, x, schedule, TIGHT)
+
+
+def together(name: str, seed: int, x: NDArray[np.float32]) -> Network:
+    """A form with timestep masks, hoisting, guards and an exit after two timesteps, drawn at random."""
+    random, network = np.random.default_rng(seed), form(name, T, x[0])
+    layers = [op for op in network.operations() if isinstance(op, NEURONS)]
+    masked = [f"{op.label}={random.choice(['1110', '1100', '1010'])}" for op in layers[1:-1] if random.random() < 0.5]
+    for op in network.operations():
+        if isinstance(op, spike.Linear) and (bias := op.symbol("bias")):
+            network.weights[bias] = (T * network.weights[bias].astype(np.int32))  # as `quantise` makes it
+    mode, after = str(random.choice(["rows", "columns", "both"])), int(random.integers(1, 4))
+    for each in (
+        SetTimesteps(masks=tuple(masked)),
+        MaskTimesteps(),
+        HoistInvariant(),
+        GuardChannels(mode=mode, after=after, threshold=9),
+        InsertExits(after=(2,), tau=(float(random.choice([0.6, 0.99, 0.9999])),), variance=(0.5,)),
+    ):
+        network = each.apply(network)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore:")
+@pytest.mark.parametrize("name", ["a residual", "token attention", "streams added and pooled"])
+def test_guards_stand_beside_masks_hoisting_and_exits(name: str) -> None:
+    x = images(name)
+    assert_exact(together(name, 1, x), x, "layers", TIGHT)
+    assert_exact(together(name, 2, x), x, "windows", WHOLE)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:")
+@pytest.mark.parametrize("seed", range(3, 6))
+@pytest.mark.parametrize("name", FORMS)
+def test_guards_stand_beside_masks_hoisting_and_exits_in_every_form(name: str, seed: int) -> None:
+    x = images(name)
+    network = together(name, seed, x)
+    for schedule in ("layers", "windows"):
+        assert_exact(network, x, schedule, TIGHT, "reference")
+        assert_exact(network, x, schedule, WHOLE)
 
 
 def test_heads_that_lie_apart_have_masks_that_lie_apart() -> None:

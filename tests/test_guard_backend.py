@@ -145,7 +145,7 @@ def together(name: str, seed: int, x: NDArray[np.float32]) -> Network:
     masked = [f"{op.label}={random.choice(['1110', '1100', '1010'])}" for op in layers[1:-1] if random.random() < 0.5]
     for op in network.operations():
         if isinstance(op, spike.Linear) and (bias := op.symbol("bias")):
-            network.weights[bias] = (T * network.weights[bias].astype(np.int32))  # as `quantise` makes it
+            network.weights[bias] = T * network.weights[bias].astype(np.int32)  # as `quantise` makes it
     mode, after = str(random.choice(["rows", "columns", "both"])), int(random.integers(1, 4))
     for each in (
         SetTimesteps(masks=tuple(masked)),

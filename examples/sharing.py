@@ -152,15 +152,22 @@ def main(
             print(f"\n{name}: skipped, there is no {missing[0]}")
             continue
         started = time.perf_counter()
-        layers = layers_of(architecture, checkpoint, sets, images)
+        layers, emulated = layers_of(architecture, checkpoint, sets, images)
         measured[name] = report(name, layers, images)
+        paired_up = sum(cost(layer, steps, pair)[0][:2] for layer in layers)
+        print(f"sop_bit and sop_union {emulated}; spikes and accumulations of pair {tuple(paired_up.tolist())}")
         print(f"{images} images, {time.perf_counter() - started:.0f} s")
     if output:
         output.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def layers_of(architecture: str, checkpoint: Path, sets: tuple[str, str], images: int) -> list[Layer]:
-    """Compile, run the integer module on test images, and hold its spikes against the emulator's."""
+def layers_of(
+    architecture: str, checkpoint: Path, sets: tuple[str, str], images: int
+) -> tuple[list[Layer], tuple[int, int]]:
+    """Compile, run the integer module on test images, and hold its spikes against the emulator's.
+
+    Also returns the emulator's `sop_bit` and `sop_union` of all images.
+    """
     opened = open_model(architecture, checkpoint)
     settings = {"shape": opened.input, "mean": opened.mean, "std": opened.std}
     training = load_dataset(sets[0], split="train", **settings).take(256, seed=0)
@@ -177,12 +184,13 @@ def layers_of(architecture: str, checkpoint: Path, sets: tuple[str, str], images
         origin=(architecture, opened.checkpoint, training.name),
         normalisation=(training.mean, training.std),
     )
-    compare_with_emulator(compiled, test)
+    emulated = compare_with_emulator(compiled, test)
     found = [executed(compiled.integer, x)[0] for x in (*test, *training.images[:CALIBRATION])]
-    return [
+    layers = [
         Layer(*key, tuple(each[key] for each in found[:images]), tuple(each[key] for each in found[images:]))
         for key in found[0]
     ]
+    return layers, emulated
 
 
 def executed(network: Network, x: NDArray[np.float32]) -> tuple[dict[tuple[str, str, int], Trains], dict[str, Bits]]:
@@ -231,9 +239,10 @@ def kind_of(label: str) -> str:
     return next(kind for kind, pattern in KINDS.items() if re.search(pattern, label))
 
 
-def compare_with_emulator(compiled: Compiled, images: NDArray[np.float32]) -> None:
-    """Every neuron's spikes, of all images."""
-    seen = run(compiled.program, quantise_input(compiled.program, images), observe=True).spikes
+def compare_with_emulator(compiled: Compiled, images: NDArray[np.float32]) -> tuple[int, int]:
+    """Compare every neuron's spikes of all images; returns the emulator's `sop_bit` and `sop_union`."""
+    result = run(compiled.program, quantise_input(compiled.program, images), observe=True)
+    seen, count = result.spikes, result.counters.total
     assert seen is not None
     differing, compared = 0, 0
     for index, x in enumerate(images):
@@ -242,6 +251,7 @@ def compare_with_emulator(compiled: Compiled, images: NDArray[np.float32]) -> No
             differing += int((seen[layer][index].reshape(-1) != spikes[label].reshape(-1)).sum())
             compared += spikes[label].size
     print(f"\nspikes that differ between integer module and emulator: {differing} of {compared}")
+    return int(count("sop_bit").sum()), int(count("sop_union").sum())
 
 
 def paired(layer: Layer) -> Mode:

@@ -287,6 +287,7 @@ def ladder(
     folder: str | Path,
     *,
     settings: str | Path | Settings,
+    before: nn.Module | None = None,
     calibration: Any = None,
     machine: str | Machine = "c-step",
     resume: bool = False,
@@ -297,6 +298,7 @@ def ladder(
 ) -> Ladder:
     """What every step of `settings` saves, measured on a data set: the rows of `cstep eval MODEL` (docs/settings.md).
 
+    All is relative to the program without settings: of `model`, or of `before`, the model before it was retrained.
     Programs and results go to `folder`; `resume` as for `evaluate`, the rest as for `compile`. Raises CStepError.
     """
     from command.ladder import Climb, climb
@@ -309,12 +311,18 @@ def ladder(
     made = MadeInputs.of(traced.shape[1:], mean, std, CHECK_IMAGES) if calibration is None else None
     images = made.inputs if made else _float_images(calibration, "calibration")
     chosen = read_settings(Path(settings)) if isinstance(settings, str | Path) else settings
-    wanted = Climb(
-        model, traced, images[:0] if made else images, images[:1], target,
-        (type(model).__name__, "in memory", made.about if made else f"{len(images)} images in memory"),
-        (tuple(mean), tuple(std)), made.image_scale if made else None,
+    about = made.about if made else f"{len(images)} images in memory"
+
+    def of(module: nn.Module) -> Climb:
+        return Climb(
+            module, traced, images[:0] if made else images, images[:1], target,
+            (type(module).__name__, "in memory", about), (tuple(mean), tuple(std)), made.image_scale if made else None,
+        )  # fmt: skip
+
+    return climb(
+        of(model), chosen, data, Path(folder), before=of(before) if before is not None else None,
+        resume=resume, limit=limit, workers=workers,
     )  # fmt: skip
-    return climb(wanted, chosen, data, Path(folder), resume=resume, limit=limit, workers=workers)
 
 
 @collector_paused()

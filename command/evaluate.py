@@ -41,6 +41,10 @@ def eval_command(
     ] = None,
     settings: SettingsFile = None,
     checkpoint: Checkpoint = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Of a model that was retrained for its settings: from before that."),
+    ] = None,
     calibration: Annotated[str | None, typer.Option(metavar="DATA", help="Of a model: as for `compile`.")] = None,
     input_shape: InputShape = None,
     mean: PerChannel = None,
@@ -52,7 +56,8 @@ def eval_command(
     --resume goes on with the others. Says what `run` says.
 
     A model with --settings is compiled and run step by step: without all of it, then hoisted, with exits, guards,
-    sharing, and along the trade-off of accuracy and operations. The folder gets ladder.json, .csv and .svg.
+    sharing, and along the trade-off of accuracy and operations. With --baseline all is relative to that checkpoint's
+    program. The folder gets ladder.json, .csv and .svg.
     """
     from runtime.energy import energy_table
 
@@ -63,7 +68,7 @@ def eval_command(
         "kernels": kernels,
     }  # fmt: skip
     if source.endswith(PROGRAM):
-        if settings is not None or checkpoint is not None or calibration is not None:
+        if any(given is not None for given in (settings, checkpoint, calibration, baseline)):
             raise CStepError(f"{source}: a program holds its settings and weights; leave out what only compiling takes")
         cstep.load(source, machine)
         evaluate_program(source, data, folder, report, energy, {**options, "share": share})
@@ -75,7 +80,8 @@ def eval_command(
     if report is not None:
         raise CStepError("--report: for a program file; the steps of a model have theirs in the results folder")
     images_as = (input_shape, mean, std)
-    evaluate_ladder(source, data, folder, settings, checkpoint, calibration, images_as, machine or "c-step", options)
+    checkpoints = (checkpoint, baseline)
+    evaluate_ladder(source, data, folder, settings, checkpoints, calibration, images_as, machine or "c-step", options)
 
 
 def evaluate_program(
@@ -113,13 +119,16 @@ def evaluate_ladder(
     data: str,
     folder: Path,
     settings: Path,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path | None, Path | None],
     calibration: str | None,
     images_as: tuple[str | None, str | None, str | None],
     machine: str,
     options: dict[str, Any],
 ) -> None:
-    """Every step of a model's settings: a table on the terminal, and files in the folder."""
+    """Every step of a model's settings: a table on the terminal, and files in the folder.
+
+    `checkpoints`: the model's, and that of the baseline where it is another one.
+    """
     from command.compile import inputs_for, settings_for
     from command.ladder import Climb, climb
     from compiler.frontend.model import open_model
@@ -133,20 +142,26 @@ def evaluate_ladder(
     chosen = settings_for(settings, model)
     assert chosen is not None
     stored(data, "test")
-    with progress_bar("load", None):
-        opened = open_model(model, checkpoint)
-        given = inputs_for(opened, calibration, *images_as, None)
-    if said := chosen.checkpoint_note(opened.checkpoint):
+
+    def opened(checkpoint: Path | None) -> Climb:
+        with progress_bar("load", None):
+            found = open_model(model, checkpoint)
+            given = inputs_for(found, calibration, *images_as, None)
+        return Climb(
+            found.module, given.example, given.calibration, given.compared[:1], target,
+            (model, found.checkpoint, given.about), given.normalisation, given.image_scale,
+        )  # fmt: skip
+
+    compiling = opened(checkpoints[0])
+    if said := chosen.checkpoint_note(compiling.origin[1]):
         note(said)
-    compiling = Climb(
-        opened.module, given.example, given.calibration, given.compared[:1], target,
-        (model, opened.checkpoint, given.about), given.normalisation, given.image_scale,
-    )  # fmt: skip
+    before = opened(checkpoints[1]) if checkpoints[1] is not None else None
     try:
         with progress_bar("eval", None, unit="inputs") as step:
             ladder = climb(
-                compiling, chosen, data, folder, progress=lambda what, done, total: step(done, what, total), **options
-            )
+                compiling, chosen, data, folder, before=before,
+                progress=lambda what, done, total: step(done, what, total), **options,
+            )  # fmt: skip
     except KeyboardInterrupt:
         note(f"{folder}: holds what is finished; --resume goes on with it")
         raise

@@ -83,24 +83,27 @@ def climb(
     data: str,
     folder: Path,
     *,
+    before: Climb | None = None,
     progress: Callable[[str, int | None, int | None], None] = lambda what, done, total: None,
     **options: Any,
 ) -> Ladder:
     """Every step of `settings` on `data`; `options` are those of `cstep.evaluate`, whose results go to `folder`, too.
 
-    `progress` hears what runs, and how many inputs of how many are done. Raises CStepError.
+    `before` is the model with the weights that it had before it was trained for its settings: then that is the
+    baseline. `progress` hears what runs, and how many inputs of how many are done. Raises CStepError.
     """
-    from compiler.calibrate.steps import steps_of
+    from compiler.calibrate.steps import BEFORE, steps_of
     from runtime.evaluate.ladder import climb as climb_rungs
     from runtime.report.write import make_directory
 
     make_directory(folder)
-    steps = list(steps_of(settings))
+    steps = [(model, step) for step in steps_of(settings, retrained=before is not None)]
+    steps = steps if before is None else [(before, BEFORE), *steps]
     require_free(folder, bool(options.get("resume")))
     rungs: list[Rung] = []
-    for number, step in enumerate(steps, start=1):
+    for number, (weights, step) in enumerate(steps, start=1):
         progress(f"compile {number} of {len(steps)}: {step.name}", None, None)
-        rungs.append(model.rung(step, folder))
+        rungs.append(weights.rung(step, folder))
 
     def evaluate(rung: Rung) -> Any:
         return cstep.evaluate(

@@ -169,3 +169,23 @@ def test_steps_are_those_that_the_settings_have() -> None:
     assert (curve.guard.threshold, curve.exit.tau) == (8, (0.7,))
     assert last is not None and last.guard == whole.guard
     assert all(step.share == (key in ("sharing", "curve-0.5")) for key, step in steps.items())
+
+
+def test_a_retrained_model_is_measured_against_what_it_was_before(
+    case: Case, settings: Settings, tmp_path: Path
+) -> None:
+    before, _ = spikformer(Shape(classes=5, seed=9))
+    data = case.save(tmp_path / "test.npz", 136, 136 + INPUTS)
+    asked = settings.model_copy(update={"guard": None, "curve": ()})
+    found = cstep.ladder(
+        case.model, case.images[:1], data, tmp_path / "out", settings=asked, before=before,
+        calibration=case.images[:16], workers=1,
+    )  # fmt: skip
+    first, own = found.rows[:2]
+    assert (first.name, own.name, own.kind) == ("baseline", "retrained", "lossy")
+    assert first.relative("sop_bit") == 1.0
+    alone = cstep.compile(before, case.images[:1], calibration=case.images[:16], check=False, hoist=False)
+    assert load(tmp_path / "out" / "before.cstep").code == alone.code
+    bits = [row.figure("sop_bit").per_input.mean for row in (first, own)]
+    assert own.relative("sop_bit") == bits[1] / bits[0] != 1.0
+    assert first.accuracy is not None and own.loss == pytest.approx(100 * (first.accuracy - 1.0))

@@ -27,12 +27,18 @@ class Step:
     loss_bound: float | None = None
 
 
-def steps_of(settings: Settings, modes: Sequence[GuardMode] = MODES) -> Iterator[Step]:
+BEFORE = Step("before", "baseline", "exact", None, hoist=False)
+"""The model as it was before it was trained for its settings."""
+
+
+def steps_of(settings: Settings, modes: Sequence[GuardMode] = MODES, retrained: bool = False) -> Iterator[Step]:
     """From the baseline to everything that the settings have, and the points of their curve.
 
+    Where the model was `retrained`, what it was before (BEFORE) is the baseline, and its own first step another row.
     Pair sharing is off but in the last step and on the curve: what it would save is counted all the same.
     """
-    yield Step("baseline", "baseline", "exact", None, hoist=False)
+    name, kind = ("retrained", "lossy") if retrained else ("baseline", "exact")
+    yield Step("baseline", name, kind, None, hoist=False)
     yield Step("hoist", "+ hoist", "exact", None)
     yield Step("windows", "windows, no exits", "exact", None, schedule="windows")
     said = ""

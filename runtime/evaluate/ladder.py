@@ -215,13 +215,13 @@ def _figures(report: Report, first: Report) -> Iterable[RowFigure]:
 
 
 def _goals(rows: dict[str, Row], seen: dict[str, Evaluation]) -> Iterable[Goal]:
-    """Of the best guarded row, and of it with sharing."""
+    """Of the best row with exits, guards or not, and of the best with sharing; points of the curve are rows, too."""
     paper = Paper()
-    guarded = [rows[key] for key in ("rows", "columns", "both") if key in rows]
+    curve = [row for row in rows.values() if row.kind == "curve"]
+    guarded = [rows[key] for key in ("rows", "columns", "both") if key in rows] + curve
     if not guarded or "exit" not in rows:
         return
-    within = [row for row in guarded if row.loss is None or row.loss <= GOAL_POINTS]
-    best = min(within or guarded, key=lambda row: row.relative("sop_bit"))
+    best = _best(guarded, "sop_bit")
     factors = [_factor("exit rate", best.exit_rate, paper.exit_rate)]
     if EVERY_INPUT_EXITS in seen:
         early = rows[EVERY_INPUT_EXITS].relative("sop_bit")
@@ -231,9 +231,15 @@ def _goals(rows: dict[str, Row], seen: dict[str, Evaluation]) -> Iterable[Goal]:
         factors.append(_factor("share of late operations removed", removed, min(max(needed, 0.0), 1.0)))
     yield _goal(best, "sop_bit", paper.exit_and_guards, factors)
     if SHARED in rows:
-        shared = rows[SHARED]
+        shared = _best([rows[SHARED], *curve], "sop_union")
         common = _factor("common fraction", shared.common_fraction, paper.common_fraction)
         yield _goal(shared, "sop_union", paper.with_sharing, [*factors, common])
+
+
+def _best(rows: Sequence[Row], name: str) -> Row:
+    """The row with the fewest operations of those that lose no more than the goal allows, or else of all."""
+    within = [row for row in rows if row.loss is None or row.loss <= GOAL_POINTS + 1e-9]
+    return min(within or rows, key=lambda row: row.relative(name))
 
 
 def _goal(row: Row, name: str, wanted: float, factors: Sequence[Factor]) -> Goal:

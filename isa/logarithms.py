@@ -11,8 +11,8 @@ from math import log2
 POWER_STEPS = 16
 """Steps of the exponent: entry i of POWERS is 2^(-i / 16)."""
 POWER_BITS = 15
-POWERS: tuple[int, ...] = tuple(round(2.0 ** (POWER_BITS - i / POWER_STEPS)) for i in range(256))
-"""round(2^15 * 2^(-i / 16)), i = 0..255; the last one is 1."""
+POWERS: tuple[int, ...] = (*(round(2.0 ** (POWER_BITS - i / POWER_STEPS)) for i in range(255)), 0)
+"""round(2^15 * 2^(-i / 16)), i = 0..254; entry 255 stands for all that is farther away, and is 0."""
 LOG_BITS = 8
 LOGARITHMS: tuple[int, ...] = tuple(round(log2(1 + i / 256) * 256) for i in range(256))
 """round(256 * log2(1 + i / 256)), i = 0..255: a logarithm's fraction from the eight bits behind the leading one."""

@@ -168,7 +168,7 @@ def climb(rungs: Sequence[Rung], evaluate: Evaluate, model: str, settings: str) 
 
 def late_removed(guarded: Evaluation, exits: Evaluation, all_exit: Evaluation) -> float:
     """Of the operations behind the exit point that inputs which stay have, the share that guards remove."""
-    stay = exits.steps == exits.report.timesteps
+    stay = (exits.steps == exits.report.timesteps) & (guarded.steps == guarded.report.timesteps)
     early = _per_input(all_exit, "sop_bit")[stay].sum()
     late = _per_input(exits, "sop_bit")[stay].sum() - early
     return float(1 - (_per_input(guarded, "sop_bit")[stay].sum() - early) / late) if late else 0.0
@@ -218,28 +218,35 @@ def _goals(rows: dict[str, Row], seen: dict[str, Evaluation]) -> Iterable[Goal]:
     """Of the best row with exits, guards or not, and of the best with sharing; points of the curve are rows, too."""
     paper = Paper()
     curve = [row for row in rows.values() if row.kind == "curve"]
-    guarded = [rows[key] for key in ("rows", "columns", "both") if key in rows] + curve
-    if not guarded or "exit" not in rows:
+    if "exit" not in rows:
         return
-    best = _best(guarded, "sop_bit")
-    factors = [_factor("exit rate", best.exit_rate, paper.exit_rate)]
-    if EVERY_INPUT_EXITS in seen:
-        early = rows[EVERY_INPUT_EXITS].relative("sop_bit")
-        whole = rows["windows"].relative("sop_bit") if "windows" in rows else 1.0
-        removed = late_removed(seen[best.key], seen["exit"], seen[EVERY_INPUT_EXITS])
-        needed = 1 - (paper.exit_and_guards - early) / max((1 - best.exit_rate) * (whole - early), 1e-9)
-        factors.append(_factor("share of late operations removed", removed, min(max(needed, 0.0), 1.0)))
-    yield _goal(best, "sop_bit", paper.exit_and_guards, factors)
+    exits = _best([rows[key] for key in ("exit", "rows", "columns", "both") if key in rows] + curve, "sop_bit")
+    yield _goal(exits, "sop_bit", paper.exit_and_guards, _factors(exits, rows, seen))
     if SHARED in rows:
         shared = _best([rows[SHARED], *curve], "sop_union")
         common = _factor("common fraction", shared.common_fraction, paper.common_fraction)
-        yield _goal(shared, "sop_union", paper.with_sharing, [*factors, common])
+        yield _goal(shared, "sop_union", paper.with_sharing, [*_factors(shared, rows, seen), common])
+
+
+def _factors(row: Row, rows: dict[str, Row], seen: dict[str, Evaluation]) -> list[Factor]:
+    """How many inputs leave, and what guards remove of the rest; wanted is what 0.607 needs at these exits."""
+    paper = Paper()
+    factors = [_factor("exit rate", row.exit_rate, paper.exit_rate)]
+    if EVERY_INPUT_EXITS in seen:
+        early = rows[EVERY_INPUT_EXITS].relative("sop_bit")
+        whole = rows["windows"].relative("sop_bit") if "windows" in rows else 1.0
+        removed = late_removed(seen[row.key], seen["exit"], seen[EVERY_INPUT_EXITS])
+        needed = 1 - (paper.exit_and_guards - early) / max((1 - row.exit_rate) * (whole - early), 1e-9)
+        factors.append(_factor("share of late operations removed", removed, min(max(needed, 0.0), 1.0)))
+    return factors
 
 
 def _best(rows: Sequence[Row], name: str) -> Row:
-    """The row with the fewest operations of those that lose no more than the goal allows, or else of all."""
+    """Of the rows that lose no more than the goal allows the one with the fewest operations, or else the least loss."""
     within = [row for row in rows if row.loss is None or row.loss <= GOAL_POINTS + 1e-9]
-    return min(within or rows, key=lambda row: row.relative(name))
+    if within:
+        return min(within, key=lambda row: row.relative(name))
+    return min(rows, key=lambda row: row.loss or 0.0)
 
 
 def _goal(row: Row, name: str, wanted: float, factors: Sequence[Factor]) -> Goal:

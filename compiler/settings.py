@@ -23,13 +23,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from compiler.passes.insert_exits import MOST_VARIANCE, NEVER
 from compiler.pipeline import DEFAULT_PASSES
 from isa.errors import CStepError
 from isa.files import read_text, write_whole
 
 SCHEMA = "cstep-settings/1"
-NEVER = 1.0
-"""The tau of an exit that is not taken."""
 LOWERING, MASKING, HOISTING = "lower-to-cstep", "mask-timesteps,", "hoist-invariant,"
 """Where in the default pipeline the parts go."""
 
@@ -77,7 +76,7 @@ class Exit(Table):
     criterion: Criterion = "lightsoftmax"
     after: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Several, Field(min_length=1)]
     tau: Annotated[tuple[Confidence, ...], Several, Field(min_length=1)]
-    variance: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Several] = (0.0,)
+    variance: Annotated[tuple[Annotated[float, Field(ge=0, le=MOST_VARIANCE)], ...], Several] = (0.0,)
     """Of the logits that were not predicted (LightSoftmax's sigma squared), in the model's own scale."""
     target_rate: Fraction | None = None
     loss_bound: Points | None = None
@@ -233,6 +232,8 @@ def _said(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}: is missing; it must be given"
     message = first["msg"].removeprefix("Input should ")
+    wanted = {"string_pattern_mismatch": "be 0s and 1s, one a timestep", "too_short": "hold one or more"}
+    message = wanted.get(first["type"], message)
     return f"{key} = {json.dumps(first['input'], default=str)}: it should {message}"
 
 

@@ -71,7 +71,9 @@ def test_settings_stand_in_the_pipeline_before_what_they_change() -> None:
         (LEAST + "[guard]\nmode = 'none'\n", "'rows', 'columns' or 'both'"),
         (LEAST + "[guard]\nthreshhold = 2\n", "guard.threshhold: no such key; there are mode, after, threshold"),
         (LEAST + "[guards]\n", "guards: no such key; there are schema, model, data"),
-        (LEAST + "[timesteps]\nmasks = { lif = '12' }\n", "should match pattern"),
+        (LEAST + "[timesteps]\nmasks = { lif = '12' }\n", "it should be 0s and 1s, one a timestep"),
+        (LEAST + "[timesteps]\nmasks = {}\n", "timesteps.masks = {}: it should hold one or more"),
+        (LEAST + "[exit]\nafter = 2\ntau = 0.5\nvariance = 1e300\n", "it should be less than or equal to 1000000"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, said: str) -> None:

@@ -62,6 +62,8 @@ class GuardChannels(NetworkPass):
         if not 0 < self.after < steps:
             raise CStepError(f"guard-channels: after={self.after}; with T={steps} it must be in 1..{steps - 1}")
         ops = list(network.operations())
+        if any(isinstance(op, spike.Guard) for op in ops):
+            raise CStepError("guard-channels: the network has guards; give their mode at once")
         if not any(isinstance(op, NEURONS) for op in ops):
             raise CStepError("guard-channels: the network has no integer neurons to guard; quantise it first")
         for op in ops:

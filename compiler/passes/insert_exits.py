@@ -24,6 +24,8 @@ MULTIPLIER_BITS, MOST_DIVISOR = 16, 63
 """Widths of `isa.instructions.Decide`'s fields."""
 NEVER = 1.0
 """The tau of an exit that is not taken."""
+MOST_VARIANCE = 1e6
+"""No logits vary more; cs would be 0 for all of them."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class InsertExits(NetworkPass):
                 )
         if not all(0 < tau <= NEVER for tau in self.tau):
             raise CStepError(f"insert-exits: tau={_spelled(self.tau)}; a confidence is above 0, and 1 at most")
-        if min(self.variance) < 0:
-            raise CStepError(f"insert-exits: variance={_spelled(self.variance)}; it must not be negative")
+        if not all(0 <= variance <= MOST_VARIANCE for variance in self.variance):
+            raise CStepError(f"insert-exits: variance={_spelled(self.variance)}; it must be in 0..{MOST_VARIANCE:.0f}")
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
@@ -289,4 +291,4 @@ def _spelled(values: tuple[int, ...] | tuple[float, ...]) -> str:
     return ",".join(map(str, values))
 
 
-__all__ = ["NEVER", "InsertExits"]
+__all__ = ["MOST_VARIANCE", "NEVER", "InsertExits"]

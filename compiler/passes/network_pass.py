@@ -65,7 +65,7 @@ class NetworkPass(ArgSpecConvertible):
 
 
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
-_LISTS = {float: "numbers", int: "whole numbers", str: "words"}
+_LISTS = {float: "numbers", int: "whole numbers", str: "words (quoted where they are no plain ones)"}
 
 
 def _value(where: str, given: ParameterListType, kind: Any) -> Any:

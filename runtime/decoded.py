@@ -15,6 +15,7 @@ from isa.instructions import (
     Accumulate,
     Attend,
     Copy,
+    Decide,
     Depthwise,
     Layer,
     Multiply,
@@ -115,6 +116,8 @@ class Decoded:
     """[n] whether the instruction shares what a pair has in common."""
     planes: NDArray[np.int64]
     """[n] how many Accumulates from this one on are the planes of one input; kernels may take them together."""
+    decides: tuple[int, ...]
+    """The numbers of its decisions, one an exit."""
     scratch: Scratch
 
 
@@ -149,6 +152,7 @@ def _decode(program: Program) -> Decoded:
         static=tuple(each.counts() for each in code),
         shares=np.array([isinstance(each, Accumulate) and bool(each.share) for each in code], np.bool_),
         planes=_planes(code),
+        decides=tuple(index for index, each in enumerate(code) if isinstance(each, Decide)),
         scratch=Scratch(code),
     )
 

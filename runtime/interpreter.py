@@ -57,7 +57,7 @@ class Machinery:
         self.state = State.of(program)
         self.workspace = Workspace(self.decoded)
         self.record = np.zeros((len(self.decoded.code), len(RECORD)), np.int64)
-        self.decides = decides(program)
+        self.decides = self.decoded.decides
 
     def run(self, integers: NDArray[np.int8], seen: Observation | None, decisions: NDArray[np.int64]) -> int:
         """One input from a cleared state on; returns the number of the instruction that it stopped before.
@@ -137,7 +137,7 @@ def run(
     padded_memory(program)
     classes = program.header.output.classes
     logits = np.zeros((len(integers), classes), np.int64)
-    decisions = np.zeros((len(integers), len(decides(program)), classes), np.int64)
+    decisions = np.zeros((len(integers), len(shared.decides), classes), np.int64)
     steps = np.full(len(integers), program.header.timesteps, np.int64)
     values = np.zeros((len(integers), *static_counts(program).shape), np.int64)
     seen = empty_observation(program, len(integers)) if observe else None
@@ -195,11 +195,6 @@ def _check_integers(program: Program, integers: NDArray[np.int8]) -> None:
     for name, (address, size) in ends.items():
         if address < memory or address + size > areas:
             raise CStepError(f"{name}: bytes {address}..{address + size - 1} are not in DRAM {memory}..{areas - 1}")
-
-
-def decides(program: Program) -> tuple[int, ...]:
-    """The numbers of a program's decisions, one an exit."""
-    return tuple(index for index, each in enumerate(decoded(program).instructions) if isinstance(each, Decide))
 
 
 def layer_names(program: Program) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import exp
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -119,6 +120,8 @@ def test_without_a_bearable_exit_none_is_taken() -> None:
         (Wanted(), 4, 1, 500, "one class"),
         (Wanted(after=(4,)), 4, 10, 500, "--exit-after 4: the model has T=4; exits are after 1..3"),
         (Wanted(after=(2, 2)), 4, 10, 500, "must ascend"),
+        (Wanted(criterion=cast(Any, "max")), 4, 10, 500, "--criterion max: must be one of lightsoftmax, softmax, ent"),
+        (Wanted(guard=cast(Any, "all")), 4, 10, 500, "--guard all: must be one of rows, columns, both, none"),
         (Wanted(rate=1.5), 4, 10, 500, "--rate 1.5"),
         (Wanted(loss=-1), 4, 10, 500, "--loss -1"),
         (Wanted(loss=float("nan")), 4, 10, 500, "--loss nan"),
@@ -161,3 +164,10 @@ def test_masks_are_found_under_the_bound_and_make_the_same_program_again() -> No
         lost = 100 * float((cstep.run(masked, inputs).labels != labels).mean())
     assert lost == pytest.approx(found.timesteps.loss)
     assert lost <= 20
+
+
+def test_labels_of_other_classes_are_refused() -> None:
+    model, images = spikformer(Shape(classes=3, depths=1))
+    inputs = np.random.default_rng(3).standard_normal((100, *images.shape[1:])).astype(np.float32)
+    with one_thread(), pytest.raises(CStepError, match=r"label 3; the model's 3 classes are 0\.\.2"):
+        cstep.calibrate(model, images[:1], inputs, np.full(100, 3), calibration=images)

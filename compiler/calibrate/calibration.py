@@ -36,6 +36,9 @@ def calibrate(
     integer model on the same images. Raises CStepError for what `wanted` asks of a model that cannot give it.
     """
     wanted.check(trials.timesteps, trials.classes, len(truth))
+    if not 0 <= truth.min() <= truth.max() < trials.classes:
+        wrong = next(label for label in truth if not 0 <= label < trials.classes)
+        raise CStepError(f"calibrate: label {wrong}; the model's {trials.classes} classes are 0..{trials.classes - 1}")
     search = Search(trials, truth, wanted, progress, Findings(settings, 0.0))
     search.variance = (0.0,) * max(1, len(wanted.after))
     outcome = search.run("full model", search.parts())

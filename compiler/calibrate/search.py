@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,12 @@ class Wanted:
         """Raises CStepError for what no model can give."""
         if list(self.after) != sorted(set(self.after)):
             raise CStepError(f"--exit-after {','.join(map(str, self.after))}: must ascend, no exit twice")
+        for key, value, allowed in (
+            ("criterion", self.criterion, get_args(settings.Criterion)),
+            ("guard", self.guard, (*get_args(settings.GuardMode), None)),
+        ):
+            if value not in allowed:
+                raise CStepError(f"--{key} {value}: must be one of {', '.join(map(str, allowed)).lower()}")
         if not 0 < self.rate <= 1:
             raise CStepError(f"--rate {self.rate:g}: must be more than 0 and at most 1")
         if not self.loss >= 0:

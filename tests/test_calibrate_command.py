@@ -29,19 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-@pytest.fixture
-def refuses(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail as a mistake of the user; its one line."""
-
-    def refused(*arguments: object) -> str:
-        assert cstep.main([str(each) for each in arguments]) == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cstep: note:")]
-        assert len(lines) == 1
-        return lines[0].removeprefix("cstep: ")
-
-    return refused
-
-
 Refuses = Callable[..., str]
 
 

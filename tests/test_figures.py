@@ -138,16 +138,3 @@ def test_figures_are_the_same_bytes_again(program: Program, inputs: Integers, tm
     first = [path.read_bytes() for path in write_figures(tmp_path, "net", [], layers, made)]
     assert [path.read_bytes() for path in write_figures(tmp_path, "net", [], layers, made)] == first
     assert len(first) == 6
-
-
-@pytest.fixture
-def refuses(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail as a mistake of the user; its one line."""
-
-    def refused(*arguments: object) -> str:
-        assert cstep.main([str(each) for each in arguments]) == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cstep: note:")]
-        assert len(lines) == 1
-        return lines[0]
-
-    return refused

@@ -179,3 +179,15 @@ def test_confidences_from_tables_are_within_about_one_percent(classes: int) -> N
         assert abs(probability - confidence("softmax", real, 0)) < 0.012
         sure = certainty(values, multiplier, divisor) / (1 << LOG_BITS) / np.log2(classes)
         assert abs(sure - confidence("entropy", real, 0)) < 0.012
+
+
+def test_masks_on_all_layers_leave_the_exits_their_timesteps() -> None:
+    inputs, network = FAMILIES["spikformer-cifar"].inputs(8, seed=3, steps=STEPS), integer_module("spikformer-cifar")
+    masks = {op.label: "1100" for op in network.operations() if isinstance(op, NEURONS)}
+    case = Case("spikformer-cifar", "", inputs)
+    exits = exits_of(network, inputs, "lightsoftmax", None, masks)
+    case.reference = Stepwise(network, masks, None, exits)
+    for each in parse_passes(_passes(masks, None, exits)):
+        network = each.apply(network)
+    case.network = network
+    assert len(assert_same(case, inputs, ["layers", "windows"])) > 1

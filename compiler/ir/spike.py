@@ -32,12 +32,16 @@ class Input(SpikeOperation):
 
 @irdl_op_definition
 class Output(SpikeOperation):
-    """The logits. After quantisation the model's logits are these integers times `scale`."""
+    """The logits. After quantisation the model's logits are these integers times `scale`.
+
+    `steps` is the T that `scale` divides sums over time by, where masks have left all of them fewer timesteps.
+    """
 
     name = "spike.output"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"scale": 1.0}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"scale": 1.0, "steps": 0}
     value = operand_def(Tensor)
     scale = opt_prop_def(FloatData)
+    steps = opt_prop_def(IntAttr)
 
 
 @irdl_op_definition

@@ -92,7 +92,7 @@ class InsertExits(NetworkPass):
         classes = shaped(output.operands[0].type).sizes[-1]
         if classes < 2:
             raise CStepError("insert-exits: the network has one class; an exit compares two or more")
-        steps = _cumulative(network, sums)
+        steps = _cumulative(network, sums, output.get("steps"))
         if not all(0 < n < steps for n in self.after):
             raise CStepError(
                 f"insert-exits: after={_spelled(self.after)}; the logits are sums over {steps} timesteps, so exits "
@@ -229,12 +229,12 @@ def makes_logits_through_layers(value: SSAValue) -> bool:
     )
 
 
-def _cumulative(network: Network, sums: list[spike.SumTime]) -> int:
+def _cumulative(network: Network, sums: list[spike.SumTime], unmasked: int) -> int:
     """Make the sums, and all that is behind them, trains of one T; returns it.
 
-    T is that of the longest sum, or more where timesteps were masked and the biases are multiples of no less.
+    T is that of the longest sum, or `unmasked` where masks have left less of it.
     """
-    least = max(op.operand_type().steps or 0 for op in sums)
+    least = max(unmasked, *(op.operand_type().steps or 0 for op in sums))
     heads = [
         op for op in network.operations() if isinstance(op, spike.Linear) and op.result_type.steps is None
         and makes_logits(op.results[0])

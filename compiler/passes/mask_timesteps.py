@@ -63,6 +63,7 @@ class MaskTimesteps(NetworkPass):
         if not masked:
             return network
         network = network.clone()
+        summed = _summed(network)
         for op in list(network.operations()):
             if isinstance(op, NEURONS) and op.get("mask"):
                 _cut_behind(op)
@@ -70,7 +71,16 @@ class MaskTimesteps(NetworkPass):
             if isinstance(op, spike.SpikeOperation) and op.parent is not None:
                 _sink(op)
         _narrow(network)
+        for op in network.operations():
+            if isinstance(op, spike.Output) and _summed(network) < summed and not op.get("steps"):
+                op.properties["steps"] = IntAttr(summed)
         return network
+
+
+def _summed(network: Network) -> int:
+    """The most timesteps that are summed; 0 where none are."""
+    sums = [op for op in network.operations() if isinstance(op, spike.SumTime)]
+    return max((op.operand_type().steps or 0 for op in sums), default=0)
 
 
 def _cut_behind(op: spike.SpikeOperation) -> None:

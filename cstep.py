@@ -72,7 +72,7 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     passes: str | None = None,
     dump_to: str | Path | None = None,
     schedule: Schedule = "layers",
-    settings: str | Path | Settings | None = None,
+    settings: str | Path | Settings | dict[str, Any] | None = None,
     hoist: bool = True,
     check: bool = True,
     mean: Sequence[float] = (),
@@ -94,7 +94,7 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     Raises CStepError for what the machine cannot do, and for a pass that changed a number.
     """
     from compiler.calibrate.without_data import MadeInputs
-    from compiler.settings import read_settings
+    from compiler.settings import settings_from
     from isa.machine import load_machine
 
     target = load_machine(machine) if isinstance(machine, str) else machine
@@ -109,7 +109,7 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
         check=images[: check_images(traced.shape[1:])] if check else None,
         passes=passes,
         schedule=schedule,
-        settings=read_settings(Path(settings)) if isinstance(settings, str | Path) else settings,
+        settings=settings_from(settings) if settings is not None else None,
         hoist=hoist,
         dump_to=Path(dump_to) if dump_to is not None else None,
         origin=(type(model).__name__, "in memory", made.about if made else f"{len(images)} images in memory"),
@@ -286,7 +286,7 @@ def ladder(
     data: str,
     folder: str | Path,
     *,
-    settings: str | Path | Settings,
+    settings: str | Path | Settings | dict[str, Any],
     before: nn.Module | None = None,
     calibration: Any = None,
     machine: str | Machine = "c-step",
@@ -303,14 +303,14 @@ def ladder(
     """
     from command.ladder import Climb, climb
     from compiler.calibrate.without_data import MadeInputs
-    from compiler.settings import read_settings
+    from compiler.settings import settings_from
     from isa.machine import load_machine
 
     target = load_machine(machine) if isinstance(machine, str) else machine
     traced = _float_images(example, "example")
     made = MadeInputs.of(traced.shape[1:], mean, std, CHECK_IMAGES) if calibration is None else None
     images = made.inputs if made else _float_images(calibration, "calibration")
-    chosen = read_settings(Path(settings)) if isinstance(settings, str | Path) else settings
+    chosen = settings_from(settings)
     about = made.about if made else f"{len(images)} images in memory"
 
     def of(module: nn.Module) -> Climb:

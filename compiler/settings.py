@@ -19,7 +19,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import normpath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -172,6 +172,19 @@ def read_settings(path: Path) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise CStepError(f"{path}: no TOML: {error}") from None
     return settings_of(values, str(path))
+
+
+def settings_from(given: object) -> Settings:
+    """What a caller in Python gave: settings, a file of them, or a dict as the file holds it. Raises CStepError."""
+    if isinstance(given, Settings):
+        return given
+    if isinstance(given, str | Path):
+        return read_settings(Path(given))
+    if isinstance(given, dict):
+        return settings_of(cast("dict[str, Any]", given), "settings")
+    raise CStepError(
+        f"settings: {type(given).__name__}; give a file, what `calibrate` gives, or a dict like the file"
+    )
 
 
 def settings_of(values: dict[str, Any], where: str) -> Settings:

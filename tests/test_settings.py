@@ -16,6 +16,7 @@ from compiler.settings import (
     Settings,
     Timesteps,
     read_settings,
+    settings_from,
     write_settings,
 )
 from isa.errors import CStepError
@@ -94,3 +95,14 @@ def test_settings_are_for_one_model_and_one_checkpoint() -> None:
     assert "sha256:0123abcd, this one is net.safetensors sha256:ffff" in WHOLE.checkpoint_note(
         "net.safetensors sha256:ffff"
     )
+
+
+def test_python_gives_settings_as_a_file_a_dict_or_themselves(tmp_path: Path) -> None:
+    table = {"schema": "cstep-settings/1", "model": {"name": "net"}, "guard": {"mode": "rows", "after": 2}}
+    made = settings_from(table)
+    assert made.guard is not None and made.guard.mode == "rows"
+    write_settings(made, tmp_path / "a.toml")
+    assert settings_from(str(tmp_path / "a.toml")) == settings_from(tmp_path / "a.toml") == settings_from(made) == made
+    for wrong, said in (({"schema": "other"}, "settings: schema 'other'"), (3, "settings: int; give a file")):
+        with pytest.raises(CStepError, match=said):
+            settings_from(wrong)

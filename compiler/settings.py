@@ -182,9 +182,7 @@ def settings_from(given: object) -> Settings:
         return read_settings(Path(given))
     if isinstance(given, dict):
         return settings_of(cast("dict[str, Any]", given), "settings")
-    raise CStepError(
-        f"settings: {type(given).__name__}; give a file, what `calibrate` gives, or a dict like the file"
-    )
+    raise CStepError(f"settings: {type(given).__name__}; give a file, what `calibrate` gives, or a dict like the file")
 
 
 def settings_of(values: dict[str, Any], where: str) -> Settings:

@@ -88,8 +88,8 @@ def compile(  # noqa: A001 - as in re.compile; nobody imports it by name
     Without `calibration` the range of an image is what `mean` and `std` make of pixels of 0..1, event counts need
     none, and passes are compared on random inputs. A model whose residuals are membranes needs calibration.
 
-    `settings`, a file, a dict like it or what `calibrate` found, say exits, guards and timestep masks, which change what the model
-    computes. `hoist` computes what is the same at every timestep once.
+    `settings`, a file, a dict like it or what `calibrate` found, say exits, guards and masks, which change what
+    the model computes. `hoist` computes what is the same at every timestep once.
 
     Raises CStepError for what the machine cannot do, and for a pass that changed a number.
     """

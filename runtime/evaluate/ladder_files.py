@@ -76,8 +76,12 @@ def _draw(axes: Axes, ladder: Ladder) -> None:
             label = "trade-off, " + ("without sharing (sop_bit)" if name == "sop_bit" else "with sharing (sop_hw)")
             axes.plot([row.relative(name) for row in curve], [_percent(row) for row in curve], f"-{mark}", label=label)
     axes.plot([row.relative("sop_hw") for row in steps], [_percent(row) for row in steps], "k+", label="steps (sop_hw)")
-    for row in steps:
-        axes.annotate(row.name, (row.relative("sop_hw"), _percent(row)), fontsize=7, rotation=30)
+    together: dict[tuple[float, float], list[str]] = {}
+    for row in steps:  # those in one place share a label
+        together.setdefault((round(row.relative("sop_hw"), 2), round(_percent(row), 2)), []).append(row.name)
+    for place, names in together.items():
+        offset, side = ((6, -2), "left") if place[0] < 0.85 else ((-6, -2), "right")
+        axes.annotate("\n".join(names), place, offset, textcoords="offset points", ha=side, va="top", fontsize=7)
     for value, what in (
         (ladder.paper.exit_and_guards, "0.607"),
         (ladder.paper.with_sharing, "0.356"),

@@ -114,10 +114,9 @@ def _draw_points(axes: Axes, points: Sequence[ExitPoint]) -> None:
     for after in sorted({point.after for point in points}):
         mine = [point for point in points if point.after == after]
         shares = [point.share for point in mine]
-        axes.plot(shares, [100 * point.exited for point in mine], "-o", label=f"exited after {after}")
-        axes.plot(
-            shares, [100 * point.stayed_full for point in mine], ":", label=f"the others, all timesteps ({after})"
-        )
+        [line] = axes.plot(shares, [100 * point.exited for point in mine], "-o", label=f"exited after {after}")
+        others, label = [100 * point.stayed_full for point in mine], f"the others, all timesteps ({after})"
+        axes.plot(shares, others, ":", color=line.get_color(), label=label)
     axes.plot([0.5], [100 * PAPER_EXITED], "k*", label=f"exited after 2: {PAPER}")
     axes.set_xlabel("share of the inputs that exit")
     axes.set_ylabel("top-1 [%], measured")

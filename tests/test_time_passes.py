@@ -68,15 +68,28 @@ def test_masked_and_hoisted_modules_have_no_differing_integer(name: str) -> None
     assert average_timesteps(network) < STEPS
 
 
-@pytest.mark.parametrize("name", [SMALL, "sdt-v3-events"])
-def test_onnxruntime_masks_neurons_as_the_module_does(name: str) -> None:
+EXACT = ",mask-timesteps,hoist-invariant"
+
+
+@pytest.mark.filterwarnings("ignore:.*has holes")
+@pytest.mark.parametrize(
+    ("name", "then"),
+    [(SMALL, ""), ("sdt-v3-events", ""), (SMALL, EXACT), ("qkformer-cifar", EXACT), ("sdt-v1", EXACT)],
+)
+def test_onnxruntime_masks_neurons_as_the_module_does(name: str, then: str) -> None:
     network = integer_module(name)
-    masked = applied(network, masks(network, 2, "1111", "1100", "0110"))
+    masked = applied(network, masks(network, 2, "1111", "1100", "0110") + then)
     oracle, executor = Oracle(masked), Executor(masked)
     for x in FAMILIES[name].inputs(2, seed=1, steps=STEPS):
         expected, found = executor.run(x), oracle.run(x)
         assert np.array_equal(expected.output, found.output)
         assert all(np.array_equal(current, found.currents[label]) for label, current in expected.currents.items())
+
+
+@pytest.mark.parametrize("decision", ["guard-channels{after=1}", "insert-exits{after=2 tau=0.9}"])
+def test_decisions_have_no_onnx_form(decision: str) -> None:
+    with pytest.raises(CStepError, match="depends on the input; ONNX is written without guards and exits"):
+        Oracle(applied(integer_module(SMALL), decision))
 
 
 def test_a_prefix_mask_leaves_only_its_timesteps() -> None:

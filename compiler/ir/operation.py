@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from xdsl.ir import SSAValue
 from xdsl.utils.exceptions import VerifyException
 
 from compiler.ir.spelling import HouseOperation
@@ -28,10 +27,6 @@ class SpikeOperation(HouseOperation):
     @property
     def result_type(self) -> Shaped:
         return shaped(self.results[0].type)
-
-    @property
-    def result_value(self) -> SSAValue:
-        return self.results[0]
 
     def verify_(self) -> None:
         if self.KEEPS_TIME and self.results:

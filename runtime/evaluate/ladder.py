@@ -17,7 +17,7 @@ from runtime.report.overheads import Overhead
 from runtime.report.report import Inputs, Report
 
 SCHEMA = "cstep-ladder/1"
-BASELINE, SHARED = "baseline", "sharing"
+SHARED = "sharing"
 EVERY_INPUT_EXITS = "all-exit"
 GOAL_POINTS = 0.1
 Kind = Literal["exact", "lossy", "bound", "curve"]

@@ -40,6 +40,8 @@ def to_onnx(network: Network) -> onnx.ModelProto:
     for op in network.operations():
         assert isinstance(op, spike.SpikeOperation)
         form = _FORMS.get(type(op))
+        if isinstance(op, spike.Guard | spike.RunningSum | spike.Exit):
+            raise refuse(op, f"{op.name} depends on the input; ONNX is written without guards and exits")
         if form is None:
             raise refuse(op, f"{op.name} has no ONNX form; only integer modules have one (after quantise)")
         form(graph, op)
@@ -102,6 +104,8 @@ _FORMS: dict[type[spike.SpikeOperation], Callable[[Graph, Any], None]] = {
     spike.Input: entrance,
     spike.QuantiseImage: layers.quantise_image,
     spike.Repeat: layers.repeat,
+    spike.Extend: layers.extend,
+    spike.Truncate: layers.truncate,
     spike.Conv: layers.conv,
     spike.Linear: layers.linear,
     spike.Attention: layers.attention,

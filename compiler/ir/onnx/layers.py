@@ -23,6 +23,19 @@ def repeat(graph: Graph, op: spike.Repeat) -> None:
     graph.give(op, graph.apply("Expand", graph.of(op), graph.constant(shape_of(op.result_type), np.int64)))
 
 
+def extend(graph: Graph, op: spike.Extend) -> None:
+    """Zeros behind the last timestep."""
+    x, more = op.operand_type(), (op.result_type.steps or 0) - (op.operand_type().steps or 0)
+    pads = graph.constant([*[0] * len(shape_of(x)), more, *[0] * len(x.sizes)], np.int64)
+    graph.give(op, graph.apply("Pad", graph.of(op), pads))
+
+
+def truncate(graph: Graph, op: spike.Truncate) -> None:
+    """The first timesteps."""
+    bounds = (graph.constant([value], np.int64) for value in (0, op.result_type.steps or 0, 0))
+    graph.give(op, graph.apply("Slice", graph.of(op), *bounds))
+
+
 def _channels_first(graph: Graph, op: spike.SpikeOperation, images: Sequence[int] | None = None) -> str:
     """[T, H, W, C] or [H, W, C] (or in other `images` [n, H, W, C]) -> [n, C, H, W]."""
     x = graph.of(op)

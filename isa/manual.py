@@ -22,6 +22,7 @@ from isa.word import (
     Spec,
     Traffic,
     Unit,
+    width_of,
 )
 
 MACHINE = "c-step"
@@ -136,8 +137,8 @@ def _instruction(kind: type[Instruction]) -> str:
 def _fields(kind: type[Instruction]) -> Iterator[tuple[object, ...]]:
     shift = sum(bits for _, bits in HEADER)
     for name, spec in kind.layout:
-        yield f"`{name}`", _bits(shift, spec.bits), _range(spec), _meaning(spec)
-        shift += spec.bits
+        yield f"`{name}`", _bits(shift, width_of(spec)), _range(spec), _meaning(spec)
+        shift += width_of(spec)
 
 
 def _bits(shift: int, bits: int) -> str:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from isa.contents import LOGIT_BYTES, check_contents, input_bytes, region_sizes
 from isa.errors import CStepError
 from isa.footprint import overlaps_itself, overwritten
-from isa.instructions import Decide, End, Exit, Fire, Layer
+from isa.instructions import Accumulate, Attend, Decide, End, Exit, Fire, Keep, Layer, Rescale
 from isa.ordering import check_order, place, span, verb
-from isa.word import Access, Instruction, Region, encode
+from isa.word import Access, Instruction, Region, Unit, encode
 
 if TYPE_CHECKING:
     from isa.program import Header, Program
@@ -32,6 +32,7 @@ def verify(program: Program) -> None:
     check_header(header, len(program.memory))
     _check_structure(program.code, len(header.layers))
     _check_exits(program.code, header)
+    check_kept(program.code)
     accesses = _check_words(program.code, region_sizes(header))
     _check_source_map(program)
     check_order(program.code)
@@ -120,6 +121,38 @@ def _check_exits(code: tuple[Instruction, ...], header: Header) -> None:
                     f"{header.timesteps - 1}, after the exit before it and before the last timestep"
                 )
             decided, steps = -1, instruction.steps
+
+
+def check_kept(code: tuple[Instruction, ...]) -> None:
+    """What is flagged `kept` follows, on its unit, a latch of just its steps and tokens."""
+    latched: dict[Unit, Keep] = {}
+    for index, instruction in enumerate(code):
+        if isinstance(instruction, Keep):
+            latched[instruction.unit] = instruction
+        wanted = _tokens_kept(instruction)
+        if wanted is None:
+            continue
+        kind = next(kind for kind in Keep.__subclasses__() if kind.unit == instruction.unit)
+        found = latched.get(instruction.unit)
+        if found is None or (found.steps, found.tokens) != wanted:
+            before = f"the latest has {found.steps} x {found.tokens}" if found else "there is none before it"
+            raise CStepError(
+                f"{place(index, instruction)} kept needs a {kind.mnemonic} of {wanted[0]} steps x {wanted[1]} tokens; "
+                f"{before}"
+            )
+
+
+def _tokens_kept(instruction: Instruction) -> tuple[int, int] | None:
+    """Steps and tokens of the latch that an instruction needs, or None."""
+    match instruction:
+        case Accumulate(kept=1):
+            return instruction.steps, instruction.columns
+        case Fire(kept=1) | Rescale(kept=1):
+            return instruction.steps, instruction.pixels
+        case Attend(kept=1):
+            return instruction.steps, instruction.keys
+        case _:
+            return None
 
 
 def _check_words(code: tuple[Instruction, ...], sizes: dict[Region, int]) -> list[tuple[Access, ...]]:

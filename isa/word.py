@@ -106,7 +106,7 @@ class Address:
     only_if: str = ""
     """Name of a field that must be non-zero for the access to happen."""
     align: int = 1
-    """The address must be a multiple of this: the size of what lies there."""
+    """The address must be a multiple of this, a power of two: the size of what lies there. Words hold the quotient."""
     apart: tuple[str, ...] = ()
     """Operands that are still read when writing has begun: what is written here overlaps none of their bytes."""
     in_place: tuple[str, ...] = ()
@@ -130,6 +130,16 @@ def updates(
 
 
 Spec = Count | Flag | Choice | Address
+
+
+def unit_of(spec: Spec) -> int:
+    """What a field's value is a multiple of."""
+    return spec.align if isinstance(spec, Address) else 1
+
+
+def width_of(spec: Spec) -> int:
+    """Bits that a field takes in a word: an address is counted in units of its alignment."""
+    return spec.bits - (unit_of(spec).bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ class Instruction:
         hints = get_type_hints(cls, include_extras=True)
         cls.layout = tuple((name, _spec_of(hint)) for name, hint in hints.items() if get_origin(hint) is Annotated)
         cls.specs = dict(cls.layout)
-        used = sum(bits for _, bits in HEADER) + sum(spec.bits for _, spec in cls.layout)
+        used = sum(bits for _, bits in HEADER) + sum(width_of(spec) for _, spec in cls.layout)
         if used > WORD_BYTES * 8:
             raise TypeError(f"{cls.__name__} takes {used} bits; a word has {WORD_BYTES * 8}")
         Instruction.registry[opcode] = cls
@@ -281,8 +291,8 @@ def encode(instruction: Instruction) -> bytes:
         problem = range_error(type(instruction), name, value)
         if problem:
             raise CStepError(f"{instruction.mnemonic}: {problem}")
-        word |= value << shift
-        shift += spec.bits
+        word |= value // unit_of(spec) << shift
+        shift += width_of(spec)
     instruction.check()
     return word.to_bytes(WORD_BYTES, "little")
 
@@ -301,8 +311,8 @@ def decode(word: bytes, where: str = "word") -> Instruction:
         values[name] = number >> shift & ((1 << bits) - 1)
         shift += bits
     for name, spec in kind.layout:
-        values[name] = number >> shift & ((1 << spec.bits) - 1)
-        shift += spec.bits
+        values[name] = (number >> shift & ((1 << width_of(spec)) - 1)) * unit_of(spec)
+        shift += width_of(spec)
         problem = range_error(kind, name, values[name])
         if problem:
             raise CStepError(f"{where}: {kind.mnemonic}: {problem}")

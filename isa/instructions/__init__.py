@@ -11,6 +11,7 @@ Layouts in the buffers (all little-endian):
   constants     bias int32 [output], then threshold int32 [output] (multiplier, for `Rescale`)
   masks, counts one bit, or uint16, a channel, in the channel buffer (see `Guard`)
   streams       [step][pixel][channel] int16 in the output buffer, int8 in the spike buffer: fixed-point values
+  kept          [step][token] one spike word each, bit 0 (see `KeepRows`): a train of one channel
 Pixels are tokens in row-major order; a linear layer is a window of one row and as many columns as tokens.
 
 The word mask buffer has no addresses of its own: its bit i says whether word i of the spike buffer is non-zero.
@@ -34,11 +35,23 @@ from isa.instructions.sizes import (
     mask_bytes,
     words_of,
 )
+from isa.instructions.tokens import (
+    PART_BYTES,
+    Keep,
+    KeepNeurons,
+    KeepRows,
+    KeepTokens,
+    KeepTop,
+    Score,
+    ScoreSpikes,
+    ScoreValues,
+)
 from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
 
 __all__ = [
-    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "SPIKES_PER_WORD",
-    "SPIKE_WORD_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify", "Copy", "CountSpikes", "Decide",
-    "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Layer", "Load", "Mask", "Multiply", "Pool", "PoolValues",
-    "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "mask_bytes", "words_of",
+    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "PART_BYTES",
+    "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify", "Copy",
+    "CountSpikes", "Decide", "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Keep", "KeepNeurons", "KeepRows",
+    "KeepTokens", "KeepTop", "Layer", "Load", "Mask", "Multiply", "Pool", "PoolValues", "Rescale", "Score",
+    "ScoreSpikes", "ScoreValues", "Store", "Sum", "SumHeads", "SumValues", "Window", "mask_bytes", "words_of",
 ]  # fmt: skip

@@ -59,8 +59,9 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     Guards: with `counted` counts[c] = min(counts[c] + s summed over steps and pixels, 65535), uint16, in the channel
     buffer; `counts_fresh` starts from zero. With `masked` channels whose bit of `mask` is 0 are left out: s = 0, their
     membranes stay as they were (0 with `start`), and neuron lanes' groups of which none is left take no cycles.
+    Tokens: with `kept` neurons of pixels that the latest `keepneurons` leaves out at a step are left out likewise.
     The result is [plane][step][pixel][word]; `residual` has the same strides and `residual_planes` planes.
-    Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes); `masked`, of the groups left, the work measured.
+    Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes); `masked` or `kept`, of what is left.
     """
 
     accumulators: Annotated[int, reads(Region.OUTPUT, 18, unless="absent", align=STREAM_BYTES)]
@@ -99,6 +100,7 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
     counts_fresh: Annotated[int, Flag()] = 0
     mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masked", align=2)] = 0
     masked: Annotated[int, Flag()] = 0
+    kept: Annotated[int, Flag()] = 0
 
     @property
     def current_bytes(self) -> int:
@@ -120,12 +122,12 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         }
 
     def cost(self, machine: Machine) -> Cost:
-        if self.masked:
+        if self.masked or self.kept:
             return Cost(NEURON_FILL, 1)
         return Cost(NEURON_FILL + self.steps * self.pixels * ceil_divide(self.outputs, machine.neuron_lanes))
 
     def counts(self) -> dict[str, int]:
-        """`masked`, what is left of updates, membranes, accumulators and constants is measured."""
+        """`masked` or `kept`, what is left of updates, membranes, accumulators and constants is measured."""
         updates_made = self.steps * self.pixels * self.outputs
         row = words_of(self.outputs) * SPIKE_WORD_BYTES
         membranes = self.pixels * self.outputs * MEMBRANE_BYTES if self.charge else 0
@@ -133,7 +135,7 @@ class Fire(Instruction, opcode=0x30, unit=Unit.NEURON):
         counted = {"guard_counts": updates_made, "channel_buffer_bytes": counted_bytes} if self.counted else {}
         if self.masked:
             counted["channel_buffer_bytes"] = counted.get("channel_buffer_bytes", 0) + mask_bytes(self.outputs)
-        if self.masked:
+        if self.masked or self.kept:
             return counted | {
                 "add": updates_made if self.residual_planes else 0,
                 "spike_buffer_bytes": self.steps * self.pixels * row * (self.planes + self.residual_planes),
@@ -215,7 +217,9 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
     value = clamp(value + addend[step, p, c]), the addend int16. Accumulators are int32, or int16 (a stream's tile)
     where `narrow`. All are [step][pixel][output]; constants are biases int32, then multipliers int32. `absent`: no
     accumulators are read, they count as 0; `still`: those of one step, the same at every step.
-    Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes).
+    Tokens: with `kept` values of pixels that the latest `keepneurons` leaves out at a step are 0, the addend is added
+    all the same.
+    Cycles: 8 + steps * pixels * ceil(outputs / neuron lanes); `kept`, of the pixels left, the work measured.
     """
 
     accumulators: Annotated[int, reads(Region.OUTPUT, 18, unless="absent", align=STREAM_BYTES)]
@@ -231,6 +235,7 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
     small: Annotated[int, Flag()]
     still: Annotated[int, Flag()] = 0
     absent: Annotated[int, Flag()] = 0
+    kept: Annotated[int, Flag()] = 0
 
     @property
     def values(self) -> int:
@@ -250,11 +255,20 @@ class Rescale(Instruction, opcode=0x33, unit=Unit.NEURON):
         }
 
     def cost(self, machine: Machine) -> Cost:
+        if self.kept:
+            return Cost(NEURON_FILL, ceil_divide(self.outputs, machine.neuron_lanes))
         return Cost(NEURON_FILL + self.steps * self.pixels * ceil_divide(self.outputs, machine.neuron_lanes))
 
     def counts(self) -> dict[str, int]:
+        """`kept`, multiplications and the accumulators that are read are measured."""
         extents = self.extents()
         moved = sum(extents[name].run for name in ("result", *(("addend",) if self.adds else ())))
+        if self.kept:
+            return {
+                "add": self.values if self.adds else 0,
+                "output_buffer_bytes": moved,
+                "constant_buffer_bytes": self.outputs * CONSTANT_BYTES,
+            }
         moved += 0 if self.absent else self.values * self.current_bytes
         return {
             "mac": self.values,

@@ -43,6 +43,9 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
     same integers, other work.
     Cycles: 8 + ceil(multiply-accumulates / SFU multipliers), with heads * queries * keys * (width + value_width) a
     step, or heads * width * value_width * (keys + queries) with `values_first`.
+
+    Tokens: with `kept` only tokens that the latest `keeptokens`, of all keys, keeps are multiplied; query i is token
+    first_query + i. The others count as 0. The work measured is the multiply-accumulates left.
     """
 
     q: Annotated[int, reads(Region.SPIKE, 17)]
@@ -65,6 +68,8 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
     q_planes: Annotated[int, Count(3, 1)]
     k_planes: Annotated[int, Count(3, 1)]
     v_planes: Annotated[int, Count(3, 1)]
+    first_query: Annotated[int, Count(12)] = 0
+    kept: Annotated[int, Flag()] = 0
 
     def extents(self) -> dict[str, Strided]:
         def operand(width: int, planes: int, tokens: int, strides: tuple[int, int]) -> Strided:
@@ -92,13 +97,16 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
         return self.steps * self.heads * self.queries * self.keys * (self.width + self.value_width)
 
     def cost(self, machine: Machine) -> Cost:
+        if self.kept:
+            return Cost(SFU_FILL, 1, machine.sfu_multipliers)
         return Cost(SFU_FILL + ceil_divide(self.multiplications, machine.sfu_multipliers))
 
     def counts(self) -> dict[str, int]:
+        """`kept`, multiply-accumulates are measured; spikes are read, and sums written, of all tokens."""
         row, value_row = (words_of(self.heads * width) * SPIKE_WORD_BYTES for width in (self.width, self.value_width))
         queries_and_keys = (self.q_planes * self.queries + self.k_planes * self.keys) * row
         return {
-            "mac": self.multiplications,
+            "mac": 0 if self.kept else self.multiplications,
             "spike_buffer_bytes": self.steps * (queries_and_keys + self.v_planes * self.keys * value_row),
             "output_buffer_bytes": self.outputs * ACCUMULATOR_BYTES,
         }
@@ -106,6 +114,10 @@ class Attend(Instruction, opcode=0x21, unit=Unit.SFU):
     def check(self) -> None:
         if (self.q | self.k | self.v | self.pixel_stride | self.query_step_stride | self.key_step_stride) % 2:
             raise CStepError("attend: spike addresses and strides must be multiples of 2 bytes")
+        if self.first_query + self.queries > self.keys and self.kept:
+            raise CStepError(
+                f"attend: queries {self.first_query}..{self.first_query + self.queries - 1} of {self.keys} kept"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

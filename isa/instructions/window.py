@@ -92,6 +92,10 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     Guards: with `masks_rows` an input bit k counts as 0 where bit k of `row_mask` is 0. With `masks_columns` outputs
     whose bit of `column_mask` is 0 are not computed: their accumulators become 0, and passes over `lanes` outputs of
     which none is left are skipped; the work measured is then that sum times the passes left.
+
+    Tokens: with `kept` only the pixels that the latest `keeprows` keeps are walked, and pairs are made of those that
+    are left, in their order. The others add nothing, and no accumulators of theirs are read, or written but with
+    `fresh`, which makes them 0. A window is then one pixel of one row: kernel, stride 1, no padding.
     """
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
@@ -105,6 +109,7 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     column_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_columns", align=2)] = 0
     masks_rows: Annotated[int, Flag()] = 0
     masks_columns: Annotated[int, Flag()] = 0
+    kept: Annotated[int, Flag()] = 0
 
     def extents(self) -> dict[str, Strided]:
         return {
@@ -125,13 +130,19 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
             "channel_buffer_bytes": mask_bytes(self.inputs) * self.masks_rows
             + mask_bytes(self.outputs) * self.masks_columns,
             "sop_dense": 0 if self.plane else self.taps * self.steps * self.inputs * self.outputs,
-            "output_buffer_bytes": 0 if self.masks_columns else accumulated if self.fresh else 2 * accumulated,
+            "output_buffer_bytes": 0
+            if self.masks_columns or self.kept
+            else accumulated
+            if self.fresh
+            else 2 * accumulated,
         }
 
     def check(self) -> None:
         super().check()
         if self.step_stride % SPIKE_WORD_BYTES or self.pixel_stride % SPIKE_WORD_BYTES or self.spikes % 2:
             raise CStepError("accumulate: spike addresses and strides must be multiples of 2 bytes")
+        if self.kept and (self.taps != self.columns or self.rows != 1 or self.stride != 1):
+            raise CStepError("accumulate: kept is for linear layers; the window must be one pixel of one row of tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("exit_decisions", "operations", "of exit decisions: compares, additions and look-ups, logit by logit"),
     Counter("guard_counts", "operations", "spikes looked at for early counts of channels"),
     Counter("guard_compares", "operations", "channel counts compared with a threshold: mask building"),
+    Counter("token_scores", "operations", "of choosing tokens: sums that scores are made of, scores, and their order"),
     Counter("words_read", "words", "spike words that are non-zero, per tap: of pair unions, depthwise of each pixel"),
     Counter("words_skipped", "words", "spike words that the word mask skips, per tap, likewise"),
     Counter("dram_weight_bytes", "bytes", "weights over DRAM"),

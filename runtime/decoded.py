@@ -54,7 +54,7 @@ class Scratch:
         attends = [each for each in code if isinstance(each, Attend)]
         self.events = max((a.steps * (_pixels(a) * a.inputs + SPARE_EVENTS) for a in accumulates), default=0)
         self.starts = max((a.steps * (_pixels(a) + 1) for a in accumulates), default=0)
-        masked = [each for each in paired if _masks_inputs(each)]
+        masked = [each for each in paired if _masks_inputs(each) or (isinstance(each, Accumulate) and each.kept)]
         self.masked = max((_input_bytes(a) for a in masked), default=0)
         self.pixels = max((a.input_rows * (a.input_columns + a.stride + 1) for a in paired), default=0)
         self.pairs = max((a.steps * a.rows * (a.columns // 2 + 1) for a in paired), default=0)
@@ -221,3 +221,5 @@ def _check_addresses(program: Program) -> None:
             raise CStepError(f"{where}: input pixels overlap; they must lie side by side in the spike buffer")
         if isinstance(each, Accumulate | Depthwise) and _masks_inputs(each) and _overlap(each):
             raise CStepError(f"{where}: input pixels overlap; under channel masks every one needs bytes of its own")
+        if isinstance(each, Accumulate) and each.kept and (_overlap(each) or not each.step_stride):
+            raise CStepError(f"{where}: input pixels overlap; with kept tokens every one needs bytes of its own")

@@ -9,8 +9,8 @@ class Record(NamedTuple):
     """Columns of the record [instructions, columns] that both kernel families fill for every input.
 
     `work` is the unit's measured work (see `isa.word.Cost`); the others are counters of runtime/counters.py that
-    depend on the data. The last five do so under channel masks only; elsewhere they are counted once a program
-    (`Instruction.counts`). Columns that an instruction does not touch stay 0.
+    depend on the data. The last five do so under channel masks and kept tokens only; elsewhere they are counted once a
+    program (`Instruction.counts`). Columns that an instruction does not touch stay 0.
     """
 
     work: int

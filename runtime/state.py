@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isa.instructions import Keep
 from isa.machine import Machine
 from isa.program import Program
-from isa.word import Region
+from isa.word import Region, Unit
 
+LATCHES = ("kept_rows", "kept_neurons", "kept_tokens")
 SPARE_BYTES = 512
 """Bytes behind each region's end that vector loads may read (never write, never use)."""
 
@@ -30,11 +32,16 @@ class State:
     """Bit i: whether word i of the spike buffer is non-zero."""
     flags: NDArray[np.uint8]
     """One byte: whether the latest `decide` said that the next `exit` is taken."""
+    kept_rows: NDArray[np.uint8]
+    """A byte a token: those that the PE unit latched last, [steps][tokens]; the next two are of the other units."""
+    kept_neurons: NDArray[np.uint8]
+    kept_tokens: NDArray[np.uint8]
 
     @classmethod
     def of(cls, program: Program) -> State:
         """A machine with all memories zero and the program's memory image in DRAM."""
         machine: Machine = program.header.machine
+        latched = max((each.steps * each.tokens for each in program.code if isinstance(each, Keep)), default=0)
         return cls(
             memory=padded_memory(program),
             private=_zeros(max(program.header.dram_bytes - len(program.memory), 0)),
@@ -45,6 +52,9 @@ class State:
             channel=_zeros(machine.channel_buffer_bytes),
             mask=_zeros(max(machine.word_mask_buffer_bytes, -(-machine.spike_buffer_bytes // 16))),
             flags=_zeros(1),
+            kept_rows=_zeros(latched),
+            kept_neurons=_zeros(latched),
+            kept_tokens=_zeros(latched),
         )
 
     def clear(self) -> None:
@@ -62,13 +72,17 @@ class State:
             Region.CHANNEL: self.channel,
         }[region]
 
+    def latch(self, unit: Unit) -> NDArray[np.uint8]:
+        """The kept tokens that a unit latched."""
+        return {Unit.PE: self.kept_rows, Unit.NEURON: self.kept_neurons, Unit.SFU: self.kept_tokens}[unit]
+
     def dram(self, address: int) -> tuple[NDArray[np.uint8], int]:
         """The half of DRAM that `address` lies in, and the offset there."""
         return (self.memory, address) if address < len(self.memory) else (self.private, address - len(self.memory))
 
     def regions(self) -> dict[str, NDArray[np.uint8]]:
         """All that an instruction can change, by name."""
-        names = ("private", "weight", "spike", "output", "constant", "channel", "mask", "flags")
+        names = ("private", "weight", "spike", "output", "constant", "channel", "mask", "flags", *LATCHES)
         return {name: getattr(self, name) for name in names}
 
 

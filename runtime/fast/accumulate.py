@@ -13,6 +13,8 @@ from runtime.fast.lockstep import work_in_lockstep
 from runtime.fast.pairs import WORD, count_step, put_tail, sum_neighbours, words_inside, work_of_rounds
 from runtime.fast.pe import accumulate_step
 from runtime.fast.places import ACCUMULATE
+from runtime.fast.scalar import store_32
+from runtime.fast.tokens import compacted, count_kept
 from runtime.record import RECORD
 
 DENSE_SHARE = 16
@@ -89,18 +91,40 @@ def study(row, memories, scratch, sizes, slot):
     """Count the spikes of all steps into a slot."""
     held = scratch.held[slot]
     put_tail(row[ACCUMULATE.inputs], scratch.tail)
+    words = 0
     for step in range(row[ACCUMULATE.steps]):
         place = step_of(row, memories, scratch, step)
         _, starts = places_of(row, scratch, slot, step)
+        if row[ACCUMULATE.kept]:
+            words += study_kept(row, place, memories, scratch, starts, held, step)
+            continue
         count_events(row, place, starts)
         sum_neighbours(row, place, scratch)
         count_step(row, place, scratch, starts, held, step)
-    held[HELD.skipped] = words_inside(row) - held[HELD.read]
+    held[HELD.skipped] = (words if row[ACCUMULATE.kept] else words_inside(row)) - held[HELD.read]
     if sizes.port == WORD:
+        kept = memories.kept_rows if row[ACCUMULATE.kept] else 0
         spikes = scratch.masked if row[ACCUMULATE.masks_rows] else memories.spike + row[ACCUMULATE.spikes]
-        held[HELD.work] = work_in_lockstep(row, spikes, held[HELD.share] != 0, False, sizes)
+        spikes = scratch.compact if row[ACCUMULATE.kept] else spikes
+        held[HELD.work] = work_in_lockstep(row, spikes, held[HELD.share] != 0, False, sizes, kept)
     else:
         held[HELD.work] = work_of_rounds(row, scratch, sizes)
+
+
+@njit
+def study_kept(row, place, memories, scratch, starts, held, step):
+    """Count one step of kept pixels only, pairs made of those that are left; returns the words of all their pairs."""
+    columns = row[ACCUMULATE.columns]
+    compact = scratch.compact + step * row[ACCUMULATE.step_stride]
+    count = compacted(row, place, memories.kept_rows + step * columns, compact)
+    count_events(row, compact, starts)
+    sum_neighbours(row, compact, scratch)
+    count_step(row, compact, scratch, starts, held, step)
+    pairs, all_pairs = (count + 1) >> 1, (columns + 1) >> 1
+    for pair in range(pairs, all_pairs):
+        store_32(scratch.pairs + 4 * (step * all_pairs + pair), 0)
+    count_events(row, place, starts)
+    return pairs * ((row[ACCUMULATE.inputs] + 15) >> 4)
 
 
 @njit
@@ -112,7 +136,11 @@ def write_record(row, held, memories, sizes, record):
         mask = memories.channel + row[ACCUMULATE.column_mask]
         record[RECORD.work] *= live_groups(mask, outputs, sizes.lanes)
         outputs = live_channels(mask, outputs)
-        record[RECORD.output_buffer_bytes] = pixels_of(row) * outputs * (4 if row[ACCUMULATE.fresh] else 8)
+    if row[ACCUMULATE.masks_columns] or row[ACCUMULATE.kept]:
+        pixels = pixels_of(row)
+        if row[ACCUMULATE.kept]:
+            pixels = count_kept(memories.kept_rows, pixels)
+        record[RECORD.output_buffer_bytes] = pixels * outputs * (4 if row[ACCUMULATE.fresh] else 8)
     record[RECORD.sop_bit] = bits * outputs
     record[RECORD.sop_value] = bits * outputs << row[ACCUMULATE.plane]
     record[RECORD.common] = common * outputs

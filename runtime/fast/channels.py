@@ -7,7 +7,7 @@ from numba import njit
 from isa.instructions import MOST_COUNT
 from runtime.fast.held import forget_masked
 from runtime.fast.places import ACCUMULATE, COUNT_SPIKES, GUARD, WINDOW
-from runtime.fast.scalar import load_64, load_u16, popcount, store_16, store_64
+from runtime.fast.scalar import copy_bytes, load_64, load_u8, load_u16, popcount, store_16, store_64
 from runtime.fast.vector import at_least, choose, store_lanes, vector_load, vector_narrow, vector_splat, vector_unsigned
 
 LANES = 16
@@ -53,14 +53,31 @@ def live_groups(mask, channels, lanes):
 
 @njit
 def step_of(row, memories, scratch, step):
-    """Address of one step's spikes of an Accumulate, copied where its row mask leaves any out."""
+    """Address of one step's spikes of an Accumulate, copied where a row mask or kept tokens leave any out."""
     offset = step * row[ACCUMULATE.step_stride]
     spikes = memories.spike + row[ACCUMULATE.spikes] + offset
-    if not row[ACCUMULATE.masks_rows]:
-        return spikes
-    mask = memories.channel + row[ACCUMULATE.row_mask]
-    copy_masked(row, spikes, mask, mask, scratch.masked + offset)
-    return scratch.masked + offset
+    if row[ACCUMULATE.masks_rows]:
+        mask = memories.channel + row[ACCUMULATE.row_mask]
+        copy_masked(row, spikes, mask, mask, scratch.masked + offset)
+        spikes = scratch.masked + offset
+    if row[ACCUMULATE.kept]:
+        copy_kept(row, spikes, memories.kept_rows + step * row[ACCUMULATE.columns], scratch.masked + offset)
+        spikes = scratch.masked + offset
+    return spikes
+
+
+@njit
+def copy_kept(row, spikes, kept, target):
+    """One step's spikes, zeros for pixels that are not kept; `target` may be where the spikes are."""
+    words, stride = (row[ACCUMULATE.inputs] + 15) >> 4, row[ACCUMULATE.pixel_stride]
+    for pixel in range(row[ACCUMULATE.columns]):
+        if load_u8(kept + pixel) == 0:
+            for word in range(words):
+                store_16(target + 2 * word, 0)
+        elif target != spikes:
+            copy_bytes(target, spikes, 2 * words)
+        spikes += stride
+        target += stride
 
 
 @njit

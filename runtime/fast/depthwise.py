@@ -42,7 +42,7 @@ def depthwise(row, memories, scratch, sizes, record):
     if sizes.port == WORD:
         masked = row[DEPTHWISE.masks_rows] or row[DEPTHWISE.masks_columns]
         spikes = scratch.masked if masked else memories.spike + row[DEPTHWISE.spikes]
-        record[RECORD.work] = work_in_lockstep(row, spikes, False, True, sizes)
+        record[RECORD.work] = work_in_lockstep(row, spikes, False, True, sizes, 0)
     else:
         record[RECORD.work] = work_of_rounds(row, scratch, sizes)
     if row[DEPTHWISE.masks_columns]:

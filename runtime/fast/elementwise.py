@@ -8,6 +8,7 @@ from runtime.fast.dma import put_words, refresh_mask, refresh_pixels
 from runtime.fast.held import forget
 from runtime.fast.places import ADD, MASK, RESCALE
 from runtime.fast.scalar import load_64, load_u8, load_u16, store_16
+from runtime.fast.tokens import count_kept
 from runtime.fast.vector import (
     at_least,
     choose,
@@ -18,6 +19,7 @@ from runtime.fast.vector import (
     vector_store,
     vector_widen,
 )
+from runtime.record import RECORD
 
 LANES = 16
 
@@ -45,8 +47,13 @@ def add(row, memories, scratch):
 
 
 @njit
-def rescale(row, memories, scratch):
+def rescale(row, memories, scratch, record):
     """All values, in the order in which they lie: a result that starts where an operand does never passes it."""
+    if row[RESCALE.kept]:
+        kept = count_kept(memories.kept_neurons, row[RESCALE.steps] * row[RESCALE.pixels])
+        record[RECORD.work], record[RECORD.mac] = kept, kept * row[RESCALE.outputs]
+        size = 0 if row[RESCALE.absent] else 2 if row[RESCALE.narrow] else 4
+        record[RECORD.output_buffer_bytes] = kept * row[RESCALE.outputs] * size
     sums, pixels = memories.output + row[RESCALE.accumulators], row[RESCALE.pixels]
     size, outputs = 2 if row[RESCALE.narrow] else 4, row[RESCALE.outputs]
     if row[RESCALE.absent]:
@@ -70,12 +77,14 @@ def rescale_pixels(row, memories, sums, sum_bytes, first_pixel):
     result_bytes = 1 if small else 2
     addend = memories.output + row[RESCALE.addend] + 2 * first_pixel * outputs
     result = memories.output + row[RESCALE.result] + result_bytes * first_pixel * outputs
-    for _ in range(row[RESCALE.pixels]):
+    for pixel in range(row[RESCALE.pixels]):
+        stays = not row[RESCALE.kept] or load_u8(memories.kept_neurons + first_pixel + pixel) != 0
         for first in range(0, outputs, LANES):
             place = sums + sum_bytes * first
             values = _widen(_load_16s(place)) if narrow else _widen(_load_32s(place))
             values = (values * _widen(_load_32s(multiplier + 4 * first)) + half) >> shift
             values = clamped(values + _widen(_load_32s(bias + 4 * first)), lowest, highest)
+            values = values if stays else _splat(0)
             if adds:
                 values = clamped(values + _widen(_load_16s(addend + 2 * first)), lowest, highest)
             keep = (1 << min(outputs - first, LANES)) - 1

@@ -12,7 +12,8 @@ from runtime.fast.channels import live_channels, live_groups, mask_bits, put_cou
 from runtime.fast.dma import refresh_pixels
 from runtime.fast.held import forget, forget_masked
 from runtime.fast.places import FIRE
-from runtime.fast.scalar import load_u16, store_16
+from runtime.fast.scalar import load_u8, load_u16, store_16
+from runtime.fast.tokens import count_kept
 from runtime.fast.vector import (
     any_bits,
     at_least,
@@ -35,7 +36,7 @@ _splat_32 = vector_splat(LANES, 32)
 def _fire_lanes(bits: int, guarded: bool) -> Any:
     """Fire with `bits`-bit arithmetic: 64 is always enough, 32 where `fits_32_bits` says so.
 
-    `guarded`: with counts, masks and muting. Without, the loop is nearly twice as fast.
+    `guarded`: with counts, masks, kept tokens and muting. Without, the loop is nearly twice as fast.
     """
     widen, splat = vector_widen(bits), vector_splat(LANES, bits)
 
@@ -72,10 +73,15 @@ def _fire_lanes(bits: int, guarded: bool) -> Any:
             step_sums = 0
         if guarded and row[FIRE.absent]:
             pixel_sums, pixel_stride_of_sums, step_sums = scratch.zeros, 0, 0
-        for _ in range(pixels):
+        tokens, stays, heard_of_all = guarded and row[FIRE.kept] != 0, keep, heard
+        for pixel in range(pixels):
             v = zero if start else widen(_load_16s(membranes))
             sums, offset = pixel_sums, pixel_offset
-            for _ in range(steps):
+            for step in range(steps):
+                before = v
+                if tokens:
+                    stays = keep if load_u8(memories.kept_neurons + step * pixels + pixel) != 0 else 0
+                    heard = heard_of_all & stays
                 summed = widen(_load_16s(sums)) if narrow else widen(_load_32s(sums))
                 x = (((summed + dropped) >> drop) << shift) + bias
                 if charge == LIF:
@@ -105,6 +111,8 @@ def _fire_lanes(bits: int, guarded: bool) -> Any:
                         counts += choose(spikes & heard, one, _splat_32(0))
                 v = choose(at_least(v, lowest), v, lowest)
                 v = choose(at_least(highest, v), v, highest)
+                if tokens:
+                    v = choose(stays, v, before)
                 sums += step_sums
                 offset += step_stride
             if keeps:
@@ -229,17 +237,33 @@ def fire_guarded(row, memories, scratch, fits):
 
 
 @njit
-def count_masked(row, memories, sizes, record):
-    """Work, and the accumulators, membranes and constants of the channels left."""
-    mask, outputs = memories.channel + row[FIRE.mask], row[FIRE.outputs]
-    live = live_channels(mask, outputs)
-    neurons, size = row[FIRE.pixels] * live, 2 if row[FIRE.narrow] else 4
-    membranes = neurons * MEMBRANE_BYTES * (1 if row[FIRE.start] else 2) if row[FIRE.charge] != NONE else 0
-    accumulators = 0 if row[FIRE.absent] else row[FIRE.steps] * neurons * size
-    record[RECORD.work] = row[FIRE.steps] * row[FIRE.pixels] * live_groups(mask, outputs, sizes.neuron_lanes)
-    record[RECORD.neuron_updates] = row[FIRE.steps] * neurons
+def count_left(row, memories, sizes, record):
+    """Work, and the accumulators, membranes and constants of the channels and pixels left."""
+    mask, outputs, pixels = memories.channel + row[FIRE.mask], row[FIRE.outputs], row[FIRE.pixels]
+    live, groups = outputs, (outputs + sizes.neuron_lanes - 1) // sizes.neuron_lanes
+    if row[FIRE.masked]:
+        live, groups = live_channels(mask, outputs), live_groups(mask, outputs, sizes.neuron_lanes)
+    fired, touched, size = row[FIRE.steps] * pixels, pixels, 2 if row[FIRE.narrow] else 4
+    if row[FIRE.kept]:
+        fired, touched = count_kept(memories.kept_neurons, fired), 0
+        for pixel in range(pixels):
+            touched += kept_at_all(memories.kept_neurons + pixel, row[FIRE.steps], pixels)
+    held = pixels if row[FIRE.start] else 2 * touched
+    membranes = held * live * MEMBRANE_BYTES if row[FIRE.charge] != NONE else 0
+    accumulators = 0 if row[FIRE.absent] else fired * live * size
+    record[RECORD.work] = fired * groups
+    record[RECORD.neuron_updates] = fired * live
     record[RECORD.output_buffer_bytes] = accumulators + membranes
     record[RECORD.constant_buffer_bytes] = live * CONSTANT_BYTES
+
+
+@njit
+def kept_at_all(kept, steps, pixels):
+    """1 for a pixel that is kept at any step, else 0."""
+    found = 0
+    for step in range(steps):
+        found |= load_u8(kept + step * pixels)
+    return found
 
 
 @njit
@@ -251,11 +275,12 @@ def fire(row, memories, scratch, sizes, record):
     last = (row[FIRE.planes] - 1) * row[FIRE.plane_stride] + (row[FIRE.steps] - 1) * row[FIRE.step_stride]
     last += (row[FIRE.pixels] - 1) * row[FIRE.pixel_stride]
     forget(scratch.held, row[FIRE.result], last + size)
-    if row[FIRE.masked]:
-        count_masked(row, memories, sizes, record)
+    if row[FIRE.masked] or row[FIRE.kept]:
+        count_left(row, memories, sizes, record)
     if row[FIRE.counted]:
         forget_masked(scratch.held)
-    if row[FIRE.masked] or row[FIRE.counted] or row[FIRE.mute] or row[FIRE.still] or row[FIRE.absent]:
+    special = row[FIRE.masked] or row[FIRE.counted] or row[FIRE.mute] or row[FIRE.still] or row[FIRE.absent]
+    if special or row[FIRE.kept]:
         fire_guarded(row, memories, scratch, fits)
     else:
         fire_plain(row, memories, scratch, fits)

@@ -25,6 +25,7 @@ KEY = (
     *(getattr(ACCUMULATE, field.name) for field in fields(Window) if field.name not in _HEADER),
     ACCUMULATE.masks_rows,
     ACCUMULATE.row_mask,
+    ACCUMULATE.kept,
 )
 """Columns of an Accumulate that say, beside their address, which spikes it sees, and how they pair."""
 
@@ -38,7 +39,7 @@ class Held(NamedTuple):
     """Bytes first .. stop - 1 of the spike buffer are what the lists were made of."""
     share: int
     masked: int
-    """Whether a channel mask was applied to the bits."""
+    """Whether a channel mask was applied to the bits, or tokens were left out."""
     listed: int
     """Whether the events are listed, not only counted."""
     bits: int
@@ -84,7 +85,8 @@ def take(row, share, held):
         place += 1
     pixels = row[ACCUMULATE.input_rows] * row[ACCUMULATE.input_columns]
     last = (row[ACCUMULATE.steps] - 1) * row[ACCUMULATE.step_stride] + (pixels - 1) * row[ACCUMULATE.pixel_stride]
-    held[slot, HELD.valid], held[slot, HELD.share], held[slot, HELD.masked] = 1, share, row[ACCUMULATE.masks_rows]
+    held[slot, HELD.valid], held[slot, HELD.share] = 1, share
+    held[slot, HELD.masked] = row[ACCUMULATE.masks_rows] | row[ACCUMULATE.kept]
     held[slot, HELD.first] = row[ACCUMULATE.spikes]
     held[slot, HELD.stop] = row[ACCUMULATE.spikes] + last + 2 * ((row[ACCUMULATE.inputs] + 15) >> 4)
     return slot
@@ -100,7 +102,7 @@ def forget(held, first, size):
 
 @njit
 def forget_masked(held):
-    """Channel masks or counts are being written."""
+    """Channel masks or counts are being written, or other tokens latched."""
     for slot in range(SLOTS):
         if held[slot, HELD.masked] != 0:
             held[slot, HELD.valid] = 0

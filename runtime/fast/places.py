@@ -18,12 +18,16 @@ from isa.instructions import (
     Dilate,
     Fire,
     Guard,
+    KeepRows,
+    KeepTop,
     Load,
     Mask,
     Multiply,
     Pool,
     PoolValues,
     Rescale,
+    ScoreSpikes,
+    ScoreValues,
     Store,
     Sum,
     SumHeads,
@@ -39,6 +43,8 @@ SUM_HEADS, SUM_VALUES = columns(SumHeads), columns(SumValues)
 FIRE, ADD, RESCALE, MASK = columns(Fire), columns(Add), columns(Rescale), columns(Mask)
 POOL, POOL_VALUES, DILATE = columns(Pool), columns(PoolValues), columns(Dilate)
 COUNT_SPIKES, GUARD, DECIDE = columns(CountSpikes), columns(Guard), columns(Decide)
+KEEP, KEEP_TOP = columns(KeepRows), columns(KeepTop)
+SCORE_SPIKES, SCORE_VALUES = columns(ScoreSpikes), columns(ScoreValues)
 """The columns of `Decoded.code` by field name, one name an instruction."""
 WINDOW = columns(Window)
 """Those that every instruction with a window has, in the same places."""
@@ -57,6 +63,9 @@ class Memories(NamedTuple):
     channel: int
     mask: int
     flags: int
+    kept_rows: int
+    kept_neurons: int
+    kept_tokens: int
 
 
 class Scratch(NamedTuple):
@@ -78,6 +87,8 @@ class Scratch(NamedTuple):
     """int32 [width, width + 16]: keys times values of one head."""
     masked: int
     """Spikes as an Accumulate's or Depthwise's channel masks leave them, laid out as in the spike buffer."""
+    compact: int
+    """The spikes of an Accumulate's kept pixels, moved together."""
     tail: int
     """64 bytes: ones where the last 512 channels of a pixel have any."""
     planes: int

@@ -9,8 +9,10 @@ from __future__ import annotations
 from numba import njit
 
 from runtime.fast.places import ATTEND, CLASSIFY, SUM, SUM_HEADS, SUM_VALUES
-from runtime.fast.scalar import load_64, load_i8, load_i32, load_u32, lowest_bit, popcount, store_32
+from runtime.fast.scalar import load_64, load_i8, load_i32, load_u8, load_u32, lowest_bit, popcount, store_32
+from runtime.fast.tokens import count_kept
 from runtime.fast.vector import choose, store_lanes, vector_load, vector_splat, vector_store, vector_widen
+from runtime.record import RECORD
 
 LANES = 16
 
@@ -34,13 +36,16 @@ def clear_head(row, head):
 
 
 @njit
-def keys_times_values(row, keys, values, number, head, plane):
-    """head[c', c] += 1 << plane for every key with bit c' of k and bit c of v, in head `number`."""
+def keys_times_values(row, keys, values, number, head, plane, kept):
+    """head[c', c] += 1 << plane for every key with bit c' of k and bit c of v, in head `number`.
+
+    `kept`, unless 0, is where it says which keys there are.
+    """
     width, values_width, one, none = row[ATTEND.width], row[ATTEND.value_width], _splat(1 << plane), _splat(0)
     first, first_value = row[ATTEND.first_bit] + number * width, row[ATTEND.first_bit] + number * values_width
     pitch = 4 * (values_width + LANES)
-    for _ in range(row[ATTEND.keys]):
-        for part in range(0, width, LANES):
+    for key in range(row[ATTEND.keys]):
+        for part in range(0, width if kept == 0 or load_u8(kept + key) != 0 else 0, LANES):
             bits = bits_at(keys, first + part, min(width - part, LANES))
             while bits != 0:
                 place = head + (part + lowest_bit(bits)) * pitch
@@ -54,14 +59,15 @@ def keys_times_values(row, keys, values, number, head, plane):
 
 
 @njit
-def query_head(row, queries, accumulators, first, head, plane):
+def query_head(row, queries, accumulators, first, head, plane, kept):
     """accumulator[i, c] = sum of the rows of `head` whose bit of q is set; planes after the first add to it."""
     width, values_width, shift = row[ATTEND.width], row[ATTEND.value_width], _splat(plane)
     pitch = 4 * (values_width + LANES)
-    for _ in range(row[ATTEND.queries]):
+    for query in range(row[ATTEND.queries]):
+        looked_at = width if kept == 0 or load_u8(kept + query) != 0 else 0
         for column in range(0, values_width, LANES):
             total = _splat(0)
-            for part in range(0, width, LANES):
+            for part in range(0, looked_at, LANES):
                 bits = bits_at(queries, first + part, min(width - part, LANES))
                 while bits != 0:
                     total += _load_32s(head + (part + lowest_bit(bits)) * pitch + 4 * column)
@@ -74,8 +80,9 @@ def query_head(row, queries, accumulators, first, head, plane):
 
 
 @njit
-def attend(row, memories, scratch):
+def attend(row, memories, scratch, record):
     """All steps and heads of an Attend, every plane of an operand with every plane of the others."""
+    kept, asked = 0, 0
     width, heads = row[ATTEND.value_width], row[ATTEND.heads]
     value_plane = row[ATTEND.steps] * row[ATTEND.value_step_stride]
     key_plane = row[ATTEND.steps] * row[ATTEND.key_step_stride]
@@ -86,15 +93,31 @@ def attend(row, memories, scratch):
         queries = memories.spike + row[ATTEND.q] + step * row[ATTEND.query_step_stride]
         place = 4 * step * row[ATTEND.queries] * heads * width
         accumulators = memories.output + row[ATTEND.accumulators] + place
+        if row[ATTEND.kept]:
+            kept = memories.kept_tokens + step * row[ATTEND.keys]
+            asked = kept + row[ATTEND.first_query]
+            record[RECORD.mac] += kept_products(row, kept, asked)
         for number in range(heads):
             first = row[ATTEND.first_bit] + number * row[ATTEND.width]
             clear_head(row, scratch.head)
             for k in range(row[ATTEND.k_planes]):
                 for v in range(row[ATTEND.v_planes]):
-                    keys_times_values(row, keys + k * key_plane, values + v * value_plane, number, scratch.head, k + v)
+                    keys_times_values(
+                        row, keys + k * key_plane, values + v * value_plane, number, scratch.head, k + v, kept
+                    )
             for q in range(row[ATTEND.q_planes]):
                 place = accumulators + 4 * number * width
-                query_head(row, queries + q * query_plane, place, first, scratch.head, q)
+                query_head(row, queries + q * query_plane, place, first, scratch.head, q, asked)
+    record[RECORD.work] = record[RECORD.mac]
+
+
+@njit
+def kept_products(row, kept, asked):
+    """Multiply-accumulates of one step of the kept tokens."""
+    keys, queries = count_kept(kept, row[ATTEND.keys]), count_kept(asked, row[ATTEND.queries])
+    if row[ATTEND.values_first]:
+        return row[ATTEND.heads] * row[ATTEND.width] * row[ATTEND.value_width] * (keys + queries)
+    return row[ATTEND.heads] * (row[ATTEND.width] + row[ATTEND.value_width]) * keys * queries
 
 
 @njit

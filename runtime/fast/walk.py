@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import isa.instructions
 import isa.logarithms
+import isa.scores
 import isa.word
 from isa.instructions import (
     Accumulate,
@@ -25,19 +26,25 @@ from isa.instructions import (
     Exit,
     Fire,
     Guard,
+    KeepNeurons,
+    KeepRows,
+    KeepTokens,
+    KeepTop,
     Load,
     Mask,
     Multiply,
     Pool,
     PoolValues,
     Rescale,
+    ScoreSpikes,
+    ScoreValues,
     Store,
     Sum,
     SumHeads,
     SumValues,
 )
 from runtime.decoded import PORTS, SPARE_LANES, Decoded
-from runtime.fast import channels, dma, elementwise, pe, pool, sfu
+from runtime.fast import channels, dma, elementwise, pe, pool, sfu, tokens
 from runtime.fast.accumulate import accumulate
 from runtime.fast.decide import decide
 from runtime.fast.depthwise import depthwise
@@ -53,6 +60,8 @@ ACCUMULATE, DEPTHWISE, MULTIPLY = Accumulate.opcode, Depthwise.opcode, Multiply.
 ATTEND, SUM, SUM_HEADS, SUM_VALUES = Attend.opcode, Sum.opcode, SumHeads.opcode, SumValues.opcode
 CLASSIFY, FIRE, ADD, RESCALE, MASK = Classify.opcode, Fire.opcode, Add.opcode, Rescale.opcode, Mask.opcode
 POOL, POOL_VALUES, DILATE, EXIT = Pool.opcode, PoolValues.opcode, Dilate.opcode, Exit.opcode
+KEEP_ROWS, KEEP_NEURONS, KEEP_TOKENS = KeepRows.opcode, KeepNeurons.opcode, KeepTokens.opcode
+SCORE_SPIKES, SCORE_VALUES, KEEP_TOP = ScoreSpikes.opcode, ScoreValues.opcode, KeepTop.opcode
 COUNT_SPIKES, GUARD, DECIDE = CountSpikes.opcode, Guard.opcode, Decide.opcode
 
 
@@ -78,7 +87,7 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
             elif opcode == MULTIPLY:
                 pe.multiply(row, memories, scratch, record[index])
             elif opcode == ATTEND:
-                sfu.attend(row, memories, scratch)
+                sfu.attend(row, memories, scratch, record[index])
             elif opcode == SUM:
                 sfu.add_up(row, memories)
             elif opcode == CLASSIFY:
@@ -94,7 +103,7 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
             elif opcode == SUM_VALUES:
                 sfu.sum_values(row, memories)
             elif opcode == RESCALE:
-                elementwise.rescale(row, memories, scratch)
+                elementwise.rescale(row, memories, scratch, record[index])
             elif opcode == MASK:
                 elementwise.mask(row, memories, scratch)
             elif opcode == POOL_VALUES:
@@ -105,6 +114,18 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
                 channels.count_spikes(row, memories, scratch)
             elif opcode == GUARD:
                 channels.guard(row, memories, scratch)
+            elif opcode == KEEP_ROWS:
+                tokens.keep_rows(row, memories, scratch)
+            elif opcode == KEEP_NEURONS:
+                tokens.keep(row, memories, memories.kept_neurons)
+            elif opcode == KEEP_TOKENS:
+                tokens.keep(row, memories, memories.kept_tokens)
+            elif opcode == SCORE_SPIKES:
+                tokens.score_spikes(row, memories)
+            elif opcode == SCORE_VALUES:
+                tokens.score_values(row, memories)
+            elif opcode == KEEP_TOP:
+                tokens.keep_top(row, memories, scratch)
             elif opcode == DECIDE:
                 decide(row, memories)
             elif opcode == EXIT and load_u8(memories.flags) != 0:
@@ -121,6 +142,7 @@ def _fingerprint() -> int:
         *Path(isa.instructions.__file__).parent.glob("*.py"),
         Path(isa.word.__file__),
         Path(isa.logarithms.__file__),
+        Path(isa.scores.__file__),
     ]
     files += [Path(__file__).parent.parent / name for name in ("record.py", "decoded.py")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
@@ -142,6 +164,7 @@ class Workspace:
             "read": np.zeros(sizes.pixels, np.int32),
             "pairs": np.zeros(sizes.pairs, np.int32),
             "masked": np.zeros(sizes.masked + 256, np.uint8),
+            "compact": np.zeros(sizes.masked + 256, np.uint8),
             "busy": np.zeros(machine.window * machine.pairs, np.int64),
             "head": np.zeros(sizes.head, np.int32),
             "tail": np.zeros(64, np.uint8),

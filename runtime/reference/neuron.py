@@ -20,6 +20,7 @@ from runtime.reference.spikes import (
     words_from,
     write_words,
 )
+from runtime.reference.tokens import Kept, kept_tokens
 from runtime.state import State
 
 Integers = NDArray[np.int64]
@@ -27,7 +28,7 @@ Integers = NDArray[np.int64]
 
 def fire(each: Fire, state: State, machine: Machine, record: Integers) -> None:
     """Charge, compare, reset, and write the spikes, added to the residual where there is one."""
-    live = _live(each, state)
+    live, kept = _live(each, state), _kept(each, state)
     shape = (each.pixels, each.outputs)
     threshold = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
     currents = fire_currents(each, state)
@@ -36,10 +37,11 @@ def fire(each: Fire, state: State, machine: Machine, record: Integers) -> None:
     spikes = np.zeros_like(currents)
     for step in range(each.steps):
         charged = charge(each, membrane, currents[step])
-        fired = np.where(live, emitted(each, charged, threshold), 0)
+        stays = live & kept[step][:, None]
+        fired = np.where(stays, emitted(each, charged, threshold), 0)
         reset = charged - fired * threshold if each.soft else 0
         clamped = np.clip(np.where(fired > 0, reset, charged), -(1 << 15), (1 << 15) - 1)
-        membrane = np.where(live, clamped, membrane)
+        membrane = np.where(stays, clamped, membrane)
         spikes[step] = 0 if each.mute else fired
     if each.charge != Charge.NONE:
         put_int16(state.output, each.membranes, np.asarray(membrane))
@@ -47,8 +49,13 @@ def fire(each: Fire, state: State, machine: Machine, record: Integers) -> None:
     _write_planes(each, state, residual + spikes)
     if each.counted:
         add_counts(state, each.counts_at, spikes.sum(axis=(0, 1)), each.counts_fresh)
-    if each.masked:
-        _count_masked(each, live, machine, record)
+    if each.masked or each.kept:
+        _count_left(each, live, kept, machine, record)
+
+
+def _kept(each: Fire | Rescale, state: State) -> Kept:
+    """[steps, pixels]: the pixels that are not left out."""
+    return kept_tokens(state, each.unit, each.kept, each.steps, each.pixels)
 
 
 def fire_currents(each: Fire, state: State) -> Integers:
@@ -76,13 +83,17 @@ def _live(each: Fire, state: State) -> Live:
     return live_channels(state, each.masked, each.mask, each.outputs)
 
 
-def _count_masked(each: Fire, live: Live, machine: Machine, record: Integers) -> None:
-    """Work, and the accumulators, membranes and constants of the channels left."""
-    neurons, channels = each.pixels * int(live.sum()), int(live.sum())
-    membranes = neurons * MEMBRANE_BYTES * (1 if each.start else 2) if each.charge else 0
-    accumulators = 0 if each.absent else each.steps * neurons * each.current_bytes
-    record[RECORD.work] = each.steps * each.pixels * live_groups(live, machine.neuron_lanes)
-    record[RECORD.neuron_updates] = each.steps * neurons
+def _count_left(each: Fire, live: Live, kept: Kept, machine: Machine, record: Integers) -> None:
+    """Work, and the accumulators, membranes and constants of the channels and pixels left.
+
+    Membranes are read and written of pixels that any step keeps; those that start are all written.
+    """
+    pixels, channels = int(kept.sum()), int(live.sum())
+    held = each.pixels if each.start else 2 * int(kept.any(axis=0).sum())
+    membranes = held * channels * MEMBRANE_BYTES if each.charge else 0
+    accumulators = 0 if each.absent else pixels * channels * each.current_bytes
+    record[RECORD.work] = pixels * live_groups(live, machine.neuron_lanes)
+    record[RECORD.neuron_updates] = pixels * channels
     record[RECORD.output_buffer_bytes] = accumulators + membranes
     record[RECORD.constant_buffer_bytes] = channels * CONSTANT_BYTES
 
@@ -146,13 +157,19 @@ def _add_places(each: Add, address: int, plane: int) -> Integers:
     return word_indices(start, (0, 2 * each.words), (1, each.pixels), each.words)
 
 
-def rescale(each: Rescale, state: State) -> None:
+def rescale(each: Rescale, state: State, machine: Machine, record: Integers) -> None:
     """Accumulators times multipliers, shifted, plus biases and what is to be added: values of a stream."""
+    kept = _kept(each, state)
     sums = _accumulators(each, state)
     bias = int32_at(state.constant, each.constants, each.outputs)
     multiplier = int32_at(state.constant, each.constants + 4 * each.outputs, each.outputs)
     top = 1 << (7 if each.small else 15)
     values = np.clip(((sums * multiplier + (1 << each.divisor >> 1)) >> each.divisor) + bias, -top, top - 1)
+    values = np.where(kept[:, :, None], values, 0)
+    if each.kept:
+        pixels = int(kept.sum())
+        record[RECORD.work], record[RECORD.mac] = pixels, pixels * each.outputs
+        record[RECORD.output_buffer_bytes] = 0 if each.absent else pixels * each.outputs * each.current_bytes
     if each.adds:
         values += int16_at(state.output, each.addend, each.values).reshape(values.shape)
         values = np.clip(values, -top, top - 1)

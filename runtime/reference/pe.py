@@ -13,6 +13,7 @@ from isa.machine import Machine
 from runtime.record import RECORD
 from runtime.reference.channels import Live, live_channels, live_groups
 from runtime.reference.spikes import Bits, bits_of, int32_at, put_int32, read_words, word_indices, words_from
+from runtime.reference.tokens import kept_tokens
 from runtime.state import State
 
 Integers = NDArray[np.int64]
@@ -22,13 +23,30 @@ Value = TypeVar("Value", bound=np.generic)
 def accumulate(each: Accumulate, state: State, machine: Machine, share: bool, record: Integers) -> None:
     """accumulator += (spikes @ weights) << plane, counted as the PEs do it."""
     gathered, live = _spikes_under_taps(each, state), _live(each, state, each.outputs)
+    kept = kept_tokens(state, each.unit, each.kept, each.steps, each.columns)
+    if each.kept:
+        gathered = np.where(kept[:, None, :, None, None], gathered, 0)
     sums = _product(each, gathered, state) << each.plane
     _add(each, state, sums, live)
     check_range(each.mnemonic, state.output, each.accumulators, sums.size, machine)
-    _count(each, gathered, live, machine, share and bool(each.share), record)
+    inside = np.broadcast_to(_inside(each), gathered.shape[:-1])
+    if each.kept:
+        gathered, inside = _compacted(gathered, kept), _compacted(inside, kept)
+    _count(each, gathered, inside, live, machine, share and bool(each.share), record)
     if each.masks_columns:
         record[RECORD.work] *= live_groups(live, machine.lanes)
-        record[RECORD.output_buffer_bytes] = _accumulator_bytes(each, live)
+    if each.masks_columns or each.kept:
+        accumulated = int(kept.sum()) * each.rows * int(live.sum()) * ACCUMULATOR_BYTES
+        record[RECORD.output_buffer_bytes] = accumulated if each.fresh else 2 * accumulated
+
+
+def _compacted(values: NDArray[Value], kept: NDArray[np.bool_]) -> NDArray[Value]:
+    """The kept pixels of every step moved together, [steps, 1, most that a step keeps, ...], zeros behind them."""
+    most = int(kept.sum(axis=1).max(initial=1))
+    result = np.zeros((len(values), 1, most, *values.shape[3:]), values.dtype)
+    for step, chosen in enumerate(kept):
+        result[step, 0, : int(chosen.sum())] = values[step, 0, chosen]
+    return result
 
 
 def depthwise(each: Depthwise, state: State, machine: Machine, record: Integers) -> None:
@@ -130,11 +148,16 @@ def _pairs(values: NDArray[np.generic]) -> tuple[Integers, Integers]:
     return even[:, :, 0::2].reshape(shape).astype(np.int64), even[:, :, 1::2].reshape(shape).astype(np.int64)
 
 
-def _count(each: Accumulate, gathered: Bits, live: Live, machine: Machine, share: bool, record: Integers) -> None:
-    """What the PEs do for the outputs left; the work of one pass over them."""
+def _count(
+    each: Accumulate, gathered: Bits, inside: Bits, live: Live, machine: Machine, share: bool, record: Integers
+) -> None:
+    """What the PEs do for the outputs left; the work of one pass over them.
+
+    `gathered` [steps, rows, columns, tap, inputs] are the bits, `inside` [steps, rows, columns, tap] which taps exist.
+    """
     outputs = int(live.sum())
     left, right = _pairs(gathered)
-    inside = np.maximum(*_pairs(_inside(each)[None]))[0]
+    inside_of_pairs = np.maximum(*_pairs(inside))
     bits, both = left + right, left & right
     tasks = bits - both if share else bits
     common = both.sum(axis=(2, 3))
@@ -144,11 +167,11 @@ def _count(each: Accumulate, gathered: Bits, live: Live, machine: Machine, share
     record[RECORD.common] = common.sum() * outputs
     record[RECORD.merges] = 2 * outputs * np.count_nonzero(common) if share else 0
     record[RECORD.words_read] = np.count_nonzero(union_words)
-    all_words = each.steps * int(inside.sum()) * words_of(each.inputs)
+    all_words = int(inside_of_pairs.sum()) * words_of(each.inputs)
     record[RECORD.words_skipped] = all_words - record[RECORD.words_read]
     record[RECORD.weight_buffer_bytes] = tasks.sum() * outputs
     record[RECORD.spike_buffer_bytes] = 2 * record[RECORD.words_read]
-    overhead = 4 + (2 * (common > 0) if share else np.zeros_like(common))
+    overhead = (4 + (2 * (common > 0) if share else np.zeros_like(common))) * inside_of_pairs.any(axis=2)
     width = -(-tasks.shape[3] // 16) * 16
     padded = np.pad(tasks, ((0, 0), (0, 0), (0, 0), (0, width - tasks.shape[3])))
     record[RECORD.work] = _work(padded.reshape(*tasks.shape[:2], -1, 16).sum(axis=-1), overhead, machine)

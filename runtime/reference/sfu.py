@@ -7,24 +7,38 @@ from numpy.typing import NDArray
 
 from isa.instructions import Attend, Classify, Decide, Sum, SumHeads, SumValues, words_of
 from isa.machine import Machine
+from runtime.record import RECORD
 from runtime.reference.pe import check_range
 from runtime.reference.spikes import bits_of, int16_at, int32_at, put_int32, read_words, word_indices
+from runtime.reference.tokens import kept_tokens
 from runtime.state import State
 
 Integers = NDArray[np.int64]
 
 
-def attend(each: Attend, state: State, machine: Machine) -> None:
-    """Scores of queries with keys, then scores times values, head by head."""
+def attend(each: Attend, state: State, machine: Machine, record: Integers) -> None:
+    """Scores of queries with keys, then scores times values, head by head; of kept tokens, where they are latched."""
+    kept = kept_tokens(state, each.unit, each.kept, each.steps, each.keys)
+    asked = kept[:, each.first_query : each.first_query + each.queries] if each.kept else None
     query, key = (each.query_step_stride, each.pixel_stride), (each.key_step_stride, each.pixel_stride)
     value = (each.value_step_stride, each.value_pixel_stride)
     q = _heads(each, state, each.q, query, each.queries, each.q_planes, each.width)
     k = _heads(each, state, each.k, key, each.keys, each.k_planes, each.width)
     v = _heads(each, state, each.v, value, each.keys, each.v_planes, each.value_width)
+    if asked is not None:
+        q, k, v = (x * held[:, :, None, None] for x, held in ((q, asked), (k, kept), (v, kept)))
+        record[RECORD.work] = record[RECORD.mac] = _multiplications(each, asked.sum(axis=1), kept.sum(axis=1))
     scores = np.einsum("sihc,sjhc->shij", q, k)
     mixed = np.einsum("shij,sjhc->sihc", scores, v)
     put_int32(state.output, each.accumulators, mixed)
     check_range(each.mnemonic, state.output, each.accumulators, mixed.size, machine)
+
+
+def _multiplications(each: Attend, queries: Integers, keys: Integers) -> int:
+    """Multiply-accumulates of so many queries and keys a step."""
+    if each.values_first:
+        return each.heads * each.width * each.value_width * int((queries + keys).sum())
+    return each.heads * (each.width + each.value_width) * int((queries * keys).sum())
 
 
 def _heads(

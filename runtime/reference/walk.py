@@ -19,6 +19,8 @@ from isa.instructions import (
     Exit,
     Fire,
     Guard,
+    Keep,
+    KeepTop,
     Layer,
     Load,
     Mask,
@@ -26,6 +28,8 @@ from isa.instructions import (
     Pool,
     PoolValues,
     Rescale,
+    ScoreSpikes,
+    ScoreValues,
     Store,
     Sum,
     SumHeads,
@@ -34,7 +38,7 @@ from isa.instructions import (
 from isa.machine import Machine
 from isa.word import Instruction
 from runtime.decoded import Decoded
-from runtime.reference import channels, dma, neuron, pe, pool, sfu
+from runtime.reference import channels, dma, neuron, pe, pool, sfu, tokens
 from runtime.state import State
 
 
@@ -68,7 +72,7 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
         case Multiply():
             pe.multiply(each, state, machine, record)
         case Attend():
-            sfu.attend(each, state, machine)
+            sfu.attend(each, state, machine, record)
         case Sum():
             sfu.add_up(each, state)
         case Classify():
@@ -85,7 +89,15 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             channels.count_spikes(each, state)
         case Guard():
             channels.guard(each, state)
-        case Add() | Rescale() | Mask() | Pool() | PoolValues() | Dilate():
+        case Keep():
+            tokens.keep(each, state)
+        case ScoreSpikes() | ScoreValues():
+            tokens.score(each, state)
+        case KeepTop():
+            tokens.keep_top(each, state)
+        case Rescale():
+            neuron.rescale(each, state, machine, record)
+        case Add() | Mask() | Pool() | PoolValues() | Dilate():
             _on_neuron_unit(each, state)
         case Layer() | Exit() | End():
             pass
@@ -93,12 +105,10 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             raise CStepError(f"{each.mnemonic}: the reference family does not know this instruction")
 
 
-def _on_neuron_unit(each: Add | Rescale | Mask | Pool | PoolValues | Dilate, state: State) -> None:
+def _on_neuron_unit(each: Add | Mask | Pool | PoolValues | Dilate, state: State) -> None:
     match each:
         case Add():
             neuron.add(each, state)
-        case Rescale():
-            neuron.rescale(each, state)
         case Mask():
             neuron.mask(each, state)
         case Pool():

@@ -35,7 +35,7 @@ class Scope:
 
         That is at timesteps that both have and that ran, in channels that are computed. `run` is the reference's, and
         `same` says what is the same at every timestep in the other module; None: a run on the emulator, where that is
-        computed once, and channels that a guard silences are not.
+        computed once, and channels that a guard silences, or tokens that are not kept, are not.
         """
         sizes = before.shape if label in self.same else before.shape[1:]
         before, after = before.reshape(-1, *sizes), after.reshape(-1, *sizes)
@@ -48,6 +48,9 @@ class Scope:
         if label in self.guards and same is None:
             silenced = _silenced(run.spikes[label], *self.guards[label])[:steps]
             before, after = (np.where(silenced, 0, each) for each in (before, after))
+        if label in run.kept and same is None:
+            kept = run.kept[label][:steps].reshape(*before.shape[:-1], 1)
+            before, after = (np.where(kept, each, 0) for each in (before, after))
         return before, after
 
 

@@ -39,6 +39,7 @@ from compiler.passes.reassociate_attention import ReassociateAttention
 from compiler.passes.record_ranges import RecordRanges
 from compiler.passes.set_timesteps import SetTimesteps
 from compiler.passes.split_channels import SplitChannels
+from compiler.passes.stop_tokens import StopTokens
 from isa.errors import CStepError
 from isa.machine import Machine
 from isa.program import Program, Provenance
@@ -57,6 +58,7 @@ PASSES: tuple[type[NetworkPass], ...] = (
     ReassociateAttention,
     SetTimesteps,
     MaskTimesteps,
+    StopTokens,
     HoistInvariant,
     GuardChannels,
     InsertExits,
@@ -74,8 +76,8 @@ DEFAULT_PASSES = (
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
 
-Lossy passes are asked for: set-timesteps in front of mask-timesteps, guard-channels and then insert-exits behind
-hoist-invariant (compiler/settings.py).
+Lossy passes are asked for: set-timesteps in front of mask-timesteps, stop-tokens behind it, guard-channels and then
+insert-exits behind hoist-invariant (compiler/settings.py).
 """
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""

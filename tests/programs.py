@@ -270,6 +270,17 @@ def _fitting(fields: dict[str, int]) -> dict[str, int]:
         result["still"] = result["narrow"] = 0
     if fields.get("still") and fields["accumulators"] == fields["result"]:
         result["still"] = 0
+    if fields.get("kept") and "kernel_rows" in fields:
+        result |= {"rows": 1, "kernel_rows": 1, "kernel_columns": 1, "stride": 1, "top": 0, "left": 0}
+        result["columns"] = fields["input_columns"]
+    if "queries" in fields:
+        result["kept"] = int(fields["kept"] and fields["first_query"] + fields["queries"] <= fields["keys"])
+    if "pooled" in fields:
+        result |= {"kernel": fields["kernel"] | 1, "steps": fields["steps"] if fields["pooled"] else 1}
+        result["input_rows"] = min(max(fields["input_rows"], fields["top"] + 1), 1023)
+        result["rows"] = 1 + (fields["rows"] - 1) % (result["input_rows"] - fields["top"])
+    if "keep" in fields:
+        result["keep"] = min(fields["keep"], fields["tokens"])
     if "counted" in fields:
         result["counts_fresh"] = fields["counts_fresh"] & fields["counted"]
     return result

@@ -141,6 +141,18 @@ class Emitter:
                 (step_bytes, run),
             )
 
+    def copy_kept(
+        self,
+        kind: type[Load] | type[Store],
+        info: TrainInfo,
+        dram: SSAValue,
+        buffer: SSAValue,
+        steps: tuple[int, int],
+        tokens: tuple[int, int],
+    ) -> None:
+        """A tile of a kept train, [step][token] one word each in the buffer; each pair is (first, count)."""
+        self.copy_train(kind, info, dram, buffer, steps=steps, pixels=tokens, words=(0, 1), planes=1)
+
     def clear_train(
         self,
         buffer: Place,

@@ -7,6 +7,8 @@ from dataclasses import replace
 from math import prod
 
 import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
 from compiler.backend.match import (
@@ -15,6 +17,7 @@ from compiler.backend.match import (
     lif_constants,
     refuse,
     rescale_constants,
+    symbol_of,
     tokens_summed,
     weights_of,
 )
@@ -27,6 +30,7 @@ from compiler.backend.stages import (
     DilateStage,
     EndedStage,
     HeadSumStage,
+    KeepStage,
     MaskStage,
     Neurons,
     Plan,
@@ -73,6 +77,7 @@ class _Grouper:
         self.fused: dict[SSAValue, tuple[spike.Add, SSAValue]] = {}
         """What neurons or a rescale make -> the add that is done with them, and what it adds to them."""
         self.labels: Counter[str] = Counter()
+        self.given: dict[SSAValue, NDArray[np.uint8]] = {}
 
     def run(self) -> Plan:
         operations = list(self.network.operations())
@@ -86,7 +91,8 @@ class _Grouper:
             raise CStepError("the network has no input that a layer reads")
         guards = guards_of(self.stages, self.views)
         stages = [with_guards(stage, guards) for stage in self._in_order()]
-        return Plan(stages, self.values, self.image, self.image_value, self.timesteps, self.views, guards)
+        stages = [self._with_skips(stage) for stage in stages]
+        return Plan(stages, self.values, self.image, self.image_value, self.timesteps, self.views, guards, self.given)
 
     def _find_addend(self, add: spike.Add, order: dict[HouseOperation, int]) -> None:
         """An add right behind neurons or a rescale that nothing else reads is done with them; of two, the later.
@@ -126,6 +132,10 @@ class _Grouper:
                 self._pool(op)
             case spike.Mask() | spike.Multiply() | spike.Dilate():
                 self._mask(op)
+            case spike.KeepTokens():
+                self._keep(op)
+            case spike.GivenTokens():
+                self._given(op)
             case spike.Output():
                 self._head(op)
             case (
@@ -221,7 +231,8 @@ class _Grouper:
             raise refuse(op, "adds to a stream of 8 bits; streams that are added have 16")
         first = maker if sums not in self.values else op
         base = (self._label(first), first.source, inputs, made, end, addend)
-        self.stages.append(replace(self._stage(op, maker, base), timing=timing))
+        kept = op.operands[1] if len(op.operands) > 1 else None
+        self.stages.append(replace(self._stage(op, maker, base), timing=timing, kept=kept))
 
     def _summed(self, op: spike.SpikeOperation, maker: HouseOperation, value: SSAValue) -> tuple[SSAValue, ...]:
         """What the stage reads that makes `value`. Raises CStepError where there is no such stage."""
@@ -288,6 +299,35 @@ class _Grouper:
                 raise refuse(op, "classifies sums of trains, shifted to the left by a few bits, or of 16-bit streams")
         ends = cuts((part.steps for part in head.parts), self.timesteps)
         self.stages.append(replace(head, timing=Timing(self.timesteps, self.timesteps, self.timesteps, cuts=ends)))
+
+    def _given(self, op: spike.GivenTokens) -> None:
+        """A kept train that the program carries."""
+        steps = op.result_type.steps or 1
+        made = self._made(op.results[0], Timing(steps, steps, steps))
+        self.given[made] = self.network.weights[symbol_of(op, "kept")].astype(np.uint8)
+
+    def _keep(self, op: spike.KeepTokens) -> None:
+        """The scores of what tokens a block lets through, and the choice."""
+        value, result = op.operands[0], op.results[0]
+        if self.views.memory(value) not in self.values or self._stream_bytes(value) == 1:
+            raise refuse(op, f"scores {op.operand_type()}; it must be spikes, counts or a 16-bit stream")
+        timing = replace(timing_of_trains(self.views, result, ()), is_still=self.views.is_still(value))
+        base = (self._label(op), op.source, (value,), self._made(result, timing))
+        fields = ("keep", "rows", "columns", "kernel", "score", "multiplier", "divisor", "drop")
+        self.stages.append(KeepStage(*base, *(op.get(name) for name in fields), timing=timing))
+
+    def _with_skips(self, stage: Stage) -> Stage:
+        """Attention whose q, k and v are made of the tokens that it keeps itself skips the others."""
+        if not isinstance(stage, AttentionStage) or stage.kept is None:
+            return stage
+        kept = {
+            self.views.memory(each.result): each.kept
+            for each in self.stages
+            if isinstance(each, EndedStage) and each.result is not None and each.kept is not None
+        }
+        made = [kept.get(self.views.memory(value)) for value in stage.inputs]
+        own = self.views.memory(stage.kept)
+        return replace(stage, skips=all(each is not None and self.views.memory(each) is own for each in made))
 
     def _in_order(self) -> list[Stage]:
         """Stages such that each comes after those whose results it reads, otherwise as the model has them."""

@@ -9,7 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from compiler.backend.calls import Call, calls_of, segments
-from compiler.backend.emitter import Emitter
+from compiler.backend.emitter import Emitter, Place
 from compiler.backend.group import plan_stages
 from compiler.backend.lower_attention import attention_tiling, lower_attention, spread_where_needed
 from compiler.backend.lower_gates import lower_add, lower_dilate, lower_mask
@@ -18,6 +18,7 @@ from compiler.backend.lower_head import has_work, lower_head
 from compiler.backend.lower_pool import lower_pool
 from compiler.backend.lower_streams import lower_stream, stream_tiling
 from compiler.backend.lower_sums import head_sum_tiling, lower_head_sum, lower_sum
+from compiler.backend.lower_tokens import kept_train, lower_keep
 from compiler.backend.lower_weighted import is_one_tile, lower_weighted
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import (
@@ -27,6 +28,7 @@ from compiler.backend.stages import (
     EndedStage,
     HeadStage,
     HeadSumStage,
+    KeepStage,
     MaskStage,
     Neurons,
     Plan,
@@ -41,7 +43,7 @@ from compiler.ir.cstep import OPS, InputOp, OutputOp
 from compiler.ir.network import Network
 from compiler.passes.network_pass import Keeps, NetworkPass
 from isa.errors import CStepError
-from isa.instructions import End
+from isa.instructions import End, Keep
 from isa.machine import Machine, load_machine
 from isa.word import Region
 
@@ -56,6 +58,7 @@ class Lowering:
         self._dram: dict[SSAValue, SSAValue] = {}
         self._state: dict[str, SSAValue] = {}
         self._tilings: dict[Demand, Tiling] = {}
+        self._latched: dict[type[Keep], tuple[Place, int, int]] = {}
         self.masks = ChannelMasks(self)
         self.window = min(machine.window, plan.timesteps)
         """Timesteps of a window."""
@@ -92,6 +95,12 @@ class Lowering:
         if name not in self._state:
             self._state[name] = self.emit.buffer(Region.DRAM, size, name)
         return self._state[name]
+
+    def latch(self, kind: type[Keep], kept: Place, steps: int, tokens: int) -> None:
+        """Have a unit latch a tile of a kept train, unless it has it."""
+        if self._latched.get(kind) != (kept, steps, tokens):
+            self._latched[kind] = (kept, steps, tokens)
+            self.emit.instruction(kind, {"kept": kept}, steps=steps, tokens=tokens)
 
     def tiling(self, demand: Demand, where: str) -> Tiling:
         """The tiling of a weighted stage; layers that ask for the same share it."""
@@ -155,6 +164,8 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
             scale=plan.image.scale,
         )
     )
+    for value, kept in plan.given.items():
+        lowering.place(value, emit.constant(f"{plan.train(value).label}.train", lambda kept=kept: kept_train(kept)))
     head = plan.stages[-1]
     if not isinstance(head, HeadStage):
         raise CStepError("the network has no head; it must end in a linear layer that makes the logits")
@@ -227,6 +238,8 @@ def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logi
             lower_pool(lowering, stage, call)
         case AddStage():
             lower_add(lowering, stage, call)
+        case KeepStage():
+            lower_keep(lowering, stage, call)
         case HeadStage():
             lower_head(lowering, stage, call, logits)
         case _:
@@ -242,6 +255,7 @@ OPERATIONS: dict[type[Stage], str] = {
     PoolStage: "pool",
     AddStage: "add",
     HeadStage: "head",
+    KeepStage: "tokens",
 }
 """What the layer table calls a stage."""
 

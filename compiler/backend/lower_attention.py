@@ -14,7 +14,7 @@ from compiler.backend.stages import AttentionStage
 from compiler.backend.tile import spans
 from compiler.backend.tile_attention import AttentionTiling, choose_attention
 from isa.errors import CStepError
-from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, Attend, Load, words_of
+from isa.instructions import ACCUMULATOR_BYTES, SPIKE_WORD_BYTES, Attend, KeepTokens, Load, words_of
 from isa.word import Region
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def lower_attention(lowering: Lowering, stage: AttentionStage, call: Call) -> No
                 _window(lowering, stage, end, (head, tiling.heads), share, tiling.ahead)
                 for share in shares(stage, call)
             ]
+            end.load_kept(made[0])
             end.prepare(made[0], None)
             end.conclude(made[-1])
             steps += made
@@ -77,12 +78,22 @@ def _window(lowering: Lowering, stage: AttentionStage, end: EndTile, heads: Span
     ):
         channels = (heads[0] * width, heads[1] * width)
         operands[name] = _load(lowering, stage, loads, name, value, pixels, channels, window)
+    kept = _load_kept(lowering, stage, loads, window) if stage.skips else None
     size = window[1] * tile.pixels[1] * tile.channels[1] * ACCUMULATOR_BYTES
     accumulators = lowering.emit.buffer(Region.OUTPUT, size, f"{stage.label}.accumulators")
     step.works += [lambda w=each: end.begin(w) for each in share.ends]
-    step.works.append(lambda: _attend(lowering, stage, window, tile, heads[1], operands, accumulators))
+    step.works.append(lambda: _attend(lowering, stage, window, tile, heads[1], operands, accumulators, kept))
     step.works += [lambda w=each: end.finish(w, (accumulators, 0)) for each in share.ends]
     return step
+
+
+def _load_kept(lowering: Lowering, stage: AttentionStage, loads: list[Callable[[], None]], window: Span) -> SSAValue:
+    """The kept tokens among all keys for one window."""
+    assert stage.kept is not None
+    info, dram = lowering.plan.train(stage.kept), lowering.dram_of(stage.kept)
+    target = lowering.emit.buffer(Region.SPIKE, window[1] * stage.keys * SPIKE_WORD_BYTES, f"{stage.label}.kept_keys")
+    loads.append(lambda: lowering.emit.copy_kept(Load, info, dram, target, window, (0, stage.keys)))
+    return target
 
 
 def _load(
@@ -117,7 +128,12 @@ def _attend(
     heads: int,
     operands: dict[str, SSAValue],
     accumulators: SSAValue,
+    kept: SSAValue | None,
 ) -> None:
+    keeps: dict[str, int] = {}
+    if kept is not None:
+        lowering.latch(KeepTokens, (kept, 0), window[1], stage.keys)
+        keeps = {"first_query": tile.pixels[0], "kept": 1}
     row, value_row = (words_of(heads * width) * SPIKE_WORD_BYTES for width in (stage.width, stage.value_width))
     operand_planes = {
         f"{name}_planes": lowering.plan.train(value).planes for name, value in zip("qkv", stage.inputs, strict=True)
@@ -139,4 +155,5 @@ def _attend(
         value_step_stride=stage.keys * value_row,
         values_first=int(stage.values_first),
         **operand_planes,
+        **keeps,
     )

@@ -14,7 +14,7 @@ from compiler.backend.emitter import Place, Step
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import EndedStage, Neurons, Rescaling, Stage
 from compiler.backend.tile import EndDemand
-from isa.instructions import CONSTANT_BYTES, SPIKE_WORD_BYTES, Load, words_of
+from isa.instructions import CONSTANT_BYTES, SPIKE_WORD_BYTES, Keep, Load, words_of
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class EndTile(ABC):
         self.call, self.tile, self.narrow = call, tile, narrow
         self.label, self.result = stage.label, stage.result
         self.addend = stage.addend
+        self.kept: SSAValue | None = None
+        """The tile's kept tokens, [step][pixel], once they are loaded."""
         self.channels = (part.first + tile.channels[0], tile.channels[1])
         """The tile's channels in what the stage makes."""
 
@@ -66,6 +68,26 @@ class EndTile(ABC):
     def ends(self) -> bool:
         """Whether currents end in this call; otherwise what is added to them goes on alone."""
         return self.call.first < self.stage.timing.ends
+
+    def load_kept(self, step: Step) -> None:
+        """Load the kept tokens of the tile with `step`, the first that needs them."""
+        kept, (first, pixels) = self.stage.kept, self.tile.pixels
+        if kept is None or not self.ends:
+            return
+        steps = min(self.call.stop, self.stage.timing.ends) - self.call.first
+        target = self.emit.buffer(Region.SPIKE, steps * pixels * SPIKE_WORD_BYTES, f"{self.label}.kept")
+        self.kept = target
+        info, dram = self.lowering.plan.train(kept), self.lowering.dram_of(kept)
+        window = (self.call.first, steps)
+        step.loads.append(lambda: self.emit.copy_kept(Load, info, dram, target, window, (first, pixels)))
+
+    def latch(self, kind: type[Keep], window: Span) -> dict[str, int]:
+        """Latch the kept tokens of a window into a unit; the field that its instruction gets."""
+        if self.kept is None or window[0] >= self.stage.timing.ends:
+            return {}
+        offset = (window[0] - self.call.first) * self.tile.pixels[1] * SPIKE_WORD_BYTES
+        self.lowering.latch(kind, (self.kept, offset), window[1], self.tile.pixels[1])
+        return {"kept": 1}
 
     def prepare(self, step: Step, constants: SSAValue | None) -> SSAValue | None:
         """Load what is needed once with `step`: constants, unless they are given. Returns the constants."""
@@ -166,6 +188,7 @@ def end_demand(lowering: Lowering, stage: EndedStage) -> EndDemand:
         steps=lowering.longest(stage),
         window=lowering.window,
         copies=_end_copies(lowering, stage),
+        keeps=stage.kept is not None,
     )
 
 
@@ -173,11 +196,12 @@ def _end_copies(lowering: Lowering, stage: EndedStage) -> int:
     """Copies of a tile over all calls: trains call by call, streams window by window."""
     moved = [lowering.plan.info(value) for value in (stage.result, stage.addend) if value is not None]
     calls = lowering.calls_of(stage)
+    kept = len(calls) if stage.kept is not None else 0
     if isinstance(stage.end, Rescaling):
-        return len(moved) * sum(len(call.windows) for call in calls)
+        return len(moved) * sum(len(call.windows) for call in calls) + kept
     planes = [1 if len(calls) == 1 else info.planes for info in moved if isinstance(info, TrainInfo)]
     spilled = 2 * (len(calls) - 1) if stage.end.has_membrane else 0
-    return len(calls) * sum(planes) + spilled
+    return len(calls) * sum(planes) + spilled + kept
 
 
 def step_bytes(pixels: int, channels: int) -> int:

@@ -11,7 +11,7 @@ from compiler.backend.lower_end import EndTile, Part, Span, Tile, step_bytes
 from compiler.backend.lower_guards import SpikeTile
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import EndedStage, Neurons
-from isa.instructions import MEMBRANE_BYTES, SPIKE_WORD_BYTES, Fire, Load, Store, words_of
+from isa.instructions import MEMBRANE_BYTES, SPIKE_WORD_BYTES, Fire, KeepNeurons, Load, Store, words_of
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class NeuronTile(EndTile):
         if adds and self.residual is not None:
             places["residual"] = (self.residual, offset)
         guarded, guards = self.lowering.masks.fire(self.stage, window, self.channels)
+        guards |= self.latch(KeepNeurons, window)
         self.emit.instruction(
             Fire,
             {**places, **guarded},

@@ -10,7 +10,7 @@ from compiler.backend.emitter import Place, Step
 from compiler.backend.lower_end import EndTile, Part, Share, Span, Tile, end_demand, end_tile, shares, without_sums
 from compiler.backend.stages import EndedStage, Rescaling, StreamStage
 from compiler.backend.tile import MAX_OUTPUTS, MAX_PIXELS, aligned, largest, spans, splits
-from isa.instructions import CONSTANT_BYTES, STREAM_BYTES, Load, Rescale, Store
+from isa.instructions import CONSTANT_BYTES, STREAM_BYTES, KeepNeurons, Load, Rescale, Store
 from isa.word import Region
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class StreamTile(EndTile):
             places = {"accumulators": accumulators, **places}
         if added is not None:
             places["addend"] = (added, 0)
+        keeps = self.latch(KeepNeurons, window)
         self.emit.instruction(
             Rescale,
             places,
@@ -80,6 +81,7 @@ class StreamTile(EndTile):
             narrow=int(self.narrow and accumulators is not None),
             absent=int(accumulators is None),
             small=int(self.info.value_bytes == 1),
+            **keeps,
         )
         self._move(Store, self.result, result, window)
 
@@ -97,7 +99,7 @@ def stream_tiling(lowering: Lowering, stage: StreamStage) -> tuple[int, int]:
         ahead = 1 if demand.planes else 2
         return (
             2 * tile + ahead * demand.output_bytes(pixels, channels) <= machine.output_buffer_bytes
-            and demand.spike_bytes(pixels, channels) <= 2 * machine.spike_words
+            and demand.spike_bytes(pixels, channels) + demand.kept_bytes(pixels) <= 2 * machine.spike_words
             and 2 * aligned(channels * CONSTANT_BYTES) <= machine.constant_buffer_bytes
             and pixels <= MAX_PIXELS
         )
@@ -118,6 +120,7 @@ def lower_stream(lowering: Lowering, stage: StreamStage, call: Call) -> None:
             tile = Tile(span, channel_span, divmod(span[0], stage.columns))
             end = end_tile(lowering, stage, part, call, tile, narrow=True)
             made = [_window(lowering, stage, tile, end, share) for share in shares(stage, call)]
+            end.load_kept(made[0])
             constants = end.prepare(made[0], constants)
             end.conclude(made[-1])
             steps += made

@@ -65,6 +65,7 @@ def lower_sum(lowering: Lowering, stage: SumStage, call: Call) -> None:
                     lambda w=each, e=end: e.begin(w),
                     lambda w=each, e=end, s=sums: e.finish(w, (s, 0)),
                 ]
+        end.load_kept(made[0])
         end.prepare(made[0], None)
         end.conclude(made[-1])
         steps += made
@@ -213,6 +214,7 @@ def lower_head_sum(lowering: Lowering, stage: HeadSumStage, call: Call) -> None:
     for pixels in spans(stage.tokens, head_sum_tiling(lowering, stage)):
         end = end_tile(lowering, stage, part, call, Tile(pixels, (0, stage.heads), (0, pixels[0])))
         made = [_head_sum(lowering, stage, end, share) for share in shares(stage, call)]
+        end.load_kept(made[0])
         constants = end.prepare(made[0], constants)
         end.conclude(made[-1])
         steps += made

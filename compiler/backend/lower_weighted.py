@@ -31,6 +31,7 @@ from isa.instructions import (
     SPIKE_WORD_BYTES,
     Accumulate,
     Depthwise,
+    KeepRows,
     Load,
     Multiply,
     words_of,
@@ -134,6 +135,7 @@ class _Weighted:
         summed = [share for share in all_shares if share.sums is not None]
         rounds = [[share] for share in summed] if self.tiling.by_window else [summed] if summed else []
         made = [self._round(end, tile, pixels, inputs, together) for together in rounds] or [[Step()]]
+        end.load_kept(made[0][0])
         held = self._constants[1] if self._constants and self._constants[0] == outputs else None
         constants = end.prepare(made[0][-1], held)  # with the last inputs, so that they stay no longer than they must
         self._constants = (outputs, constants) if constants is not None else None
@@ -164,7 +166,7 @@ class _Weighted:
                     step.works += [lambda w=each: end.begin(w) for each in ends]
                 step.works.append(
                     lambda w=window, p=place, i=index, s=span, n=weights, h=held: self._accumulate(
-                        w, pixels, s, tile.channels, n, h, p, i == 0
+                        w, pixels, s, tile.channels, n, h, p, i == 0, end
                     )
                 )
                 if shared is None:
@@ -201,6 +203,7 @@ class _Weighted:
         held: _Held,
         accumulators: Place,
         fresh: bool,
+        end: EndTile,
     ) -> None:
         geometry = self.stage.geometry
         rows, top = self._input_rows(pixels)
@@ -231,13 +234,20 @@ class _Weighted:
             values = (held.buffer, offset)
             instruction(Multiply, {"values": values, **places}, fresh=int(fresh), outputs=outputs[1], **fields)
             return
+        keeps = end.latch(KeepRows, window) if self._skips_tokens else {}
         for plane in range(self.planes):
             spikes = (held.buffer, offset + plane * held.steps * step_bytes)
             now = {"plane": plane, "fresh": int(fresh and plane == 0), **fields}
             if self.is_depthwise:
                 instruction(Depthwise, {"spikes": spikes, **places}, **now)
             else:
-                instruction(Accumulate, {"spikes": spikes, **places}, outputs=outputs[1], share=int(self.share), **now)
+                summed = {"spikes": spikes, **places}
+                instruction(Accumulate, summed, outputs=outputs[1], share=int(self.share), **now, **keeps)
+
+    @property
+    def _skips_tokens(self) -> bool:
+        """Whether tokens that are not kept are left out before their sums are made; still sums serve every timestep."""
+        return self.is_tokens and not self.is_depthwise and not self.stage.timing.is_still
 
     def _guards(self, window: Span, inputs: Span, outputs: Span) -> dict[str, Place]:
         """The masks of a tile's inputs and outputs in a window."""

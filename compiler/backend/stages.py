@@ -131,10 +131,12 @@ class EndedStage(Stage):
     end: Neurons | Rescaling
     addend: SSAValue | None
     """The count train that is added to the spikes, or the stream that is added to the stream."""
+    kept: SSAValue | None = field(default=None, kw_only=True)
+    """The kept train of its tokens, where not all of them are computed."""
 
     @property
     def reads(self) -> tuple[SSAValue, ...]:
-        return self.inputs if self.addend is None else (*self.inputs, self.addend)
+        return (*self.inputs, *(value for value in (self.addend, self.kept) if value is not None))
 
     @property
     def channels(self) -> int:
@@ -167,6 +169,8 @@ class AttentionStage(EndedStage):
     value_width: int
     """Channels of a head of v."""
     values_first: bool
+    skips: bool = field(default=False, kw_only=True)
+    """Whether q, k and v are 0 for the tokens that it does not keep, so that they need not be multiplied."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,29 @@ class PoolStage(Stage):
 @dataclass(frozen=True)
 class AddStage(Stage):
     """Sum of two trains that no neuron ends in."""
+
+
+@dataclass(frozen=True)
+class KeepStage(Stage):
+    """The tokens with the largest scores: the fields of `spike.keep_tokens`."""
+
+    keep: int
+    rows: int
+    columns: int
+    kernel: int
+    score: str
+    multiplier: int
+    divisor: int
+    drop: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether one set of tokens is chosen for all timesteps."""
+        return self.score == "code"
 
 
 @dataclass(frozen=True)
@@ -291,6 +318,8 @@ class Plan:
     timesteps: int
     views: Views = field(default_factory=lambda: Views({}))
     guards: Guards = field(default_factory=Guards)
+    given: Mapping[SSAValue, NDArray[np.uint8]] = field(default_factory=dict[SSAValue, NDArray[np.uint8]])
+    """Kept trains that no input changes, [T, tokens]."""
 
     def memory(self, value: SSAValue) -> SSAValue:
         """The value whose bytes `value` is."""

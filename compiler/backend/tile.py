@@ -46,12 +46,18 @@ class EndDemand:
     window: int
     """Timesteps of a window."""
     copies: int = 0
-    """Copies of a tile over all calls: results, what is added, membranes."""
+    """Copies of a tile over all calls: results, what is added, membranes, kept tokens."""
+    keeps: bool = False
+    """Whether a tile of a kept train goes with it."""
 
     def spike_bytes(self, pixels: int, channels: int) -> int:
-        """The result, and the residuals of this tile and of the next."""
+        """The result, and the residuals, and kept tokens, of this tile and of the next."""
         result = aligned(words_of(channels) * SPIKE_WORD_BYTES * pixels * self.steps * self.planes)
-        return result * (3 if self.adds else 1)
+        return result * (3 if self.adds else 1) + self.kept_bytes(pixels)
+
+    def kept_bytes(self, pixels: int) -> int:
+        """Kept tokens of this tile and of the next."""
+        return 2 * aligned(SPIKE_WORD_BYTES * pixels * self.steps) if self.keeps else 0
 
     def output_bytes(self, pixels: int, channels: int) -> int:
         """Membranes; of a stream, what is added to it (the stream takes the place of that, or of accumulators)."""

@@ -58,9 +58,8 @@ def _best(
         row, value_row = (words_of(each) * SPIKE_WORD_BYTES * window for each in (channels, values))
         keys = aligned(row * stage.keys * planes[1]) + aligned(value_row * stage.keys * planes[2])
         for queries in splits(stage.tokens):
-            spikes = (2 if ahead else 1) * (aligned(row * queries * planes[0]) + keys) + end.spike_bytes(
-                queries, values
-            )
+            spikes = (2 if ahead else 1) * (aligned(row * queries * planes[0]) + keys)
+            spikes += end.spike_bytes(queries, values) + end.kept_bytes(stage.keys)
             output = aligned(queries * values * window * ACCUMULATOR_BYTES) + end.output_bytes(queries, values)
             if (
                 spikes <= 2 * machine.spike_words

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from compiler.ir import spike
+from compiler.ir import spike, token_meaning
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import Element, shaped
@@ -177,13 +177,16 @@ def value_range(op: spike.Range, weights: Weights, x: Tensor) -> Tensor:
 
 
 @meaning(spike.IntegerLif)
-def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor) -> Tensor:
-    """The neuron of `isa.instructions.Fire`: decay in fixed point, half up, membrane clamped to int16."""
+def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The neuron of `isa.instructions.Fire`: decay in fixed point, half up, membrane clamped to int16.
+
+    Neurons of tokens that are not kept are 0, and their membranes stay as they are.
+    """
     threshold = weights(_symbol(op, "threshold"))
     multiplier, divisor = op.get("multiplier"), op.get("divisor")
     half = 1 << divisor >> 1
     v = torch.zeros_like(current[0])
-    spikes = torch.empty_like(current)
+    spikes, stays = torch.empty_like(current), _of_tokens(kept, current)
     for step, x in enumerate(current):
         if op.get("charge") == "lif":
             h = v + (((x - v) * multiplier + half) >> divisor)
@@ -192,29 +195,40 @@ def integer_lif(op: spike.IntegerLif, weights: Weights, current: Tensor) -> Tens
         else:
             h = v + x
         fired = h >= threshold
-        spikes[step] = fired
-        v = torch.where(fired, 0 if op.get("reset") == "hard" else h - threshold, h).clamp(*INT16)
+        charged = torch.where(fired, 0 if op.get("reset") == "hard" else h - threshold, h).clamp(*INT16)
+        spikes[step] = fired * stays[step]
+        v = torch.where(stays[step] > 0, charged, v)
     return _masked(op, spikes)
 
 
+def _of_tokens(kept: Tensor | None, train: Tensor) -> Tensor:
+    """What a kept train [T, N, 1] multiplies a train [T, ..., C] by; ones where there is none."""
+    shape = (*train.shape[:-1], 1)
+    return torch.ones(shape, dtype=train.dtype) if kept is None else kept.reshape(shape).to(train.dtype)
+
+
 @meaning(spike.IntegerLevel)
-def integer_level(op: spike.IntegerLevel, weights: Weights, current: Tensor) -> Tensor:
-    """The number of j in 1..levels with 2 x >= (2 j - 1) threshold; > for odd j where ties go to even."""
+def integer_level(op: spike.IntegerLevel, weights: Weights, current: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The number of j in 1..levels with 2 x >= (2 j - 1) threshold; > for odd j where ties go to even.
+
+    Of tokens that are not kept, 0.
+    """
     threshold = weights(_symbol(op, "threshold"))
     counts = torch.zeros_like(current)
     for j in range(1, op.get("levels") + 1):
         tie_counts = op.get("ties") == "up" or j % 2 == 0
         edge = (2 * j - 1) * threshold
         counts += 2 * current >= edge if tie_counts else 2 * current > edge
-    return _masked(op, counts)
+    return _masked(op, counts if kept is None else counts * _of_tokens(kept, counts))
 
 
 @meaning(spike.Rescale)
-def rescale(op: spike.Rescale, weights: Weights, x: Tensor) -> Tensor:
-    """clamp(((x * multiplier + half) >> divisor) + bias), to the bounds of the result."""
+def rescale(op: spike.Rescale, weights: Weights, x: Tensor, kept: Tensor | None = None) -> Tensor:
+    """clamp(((x * multiplier + half) >> divisor) + bias), to the bounds of the result; 0 for tokens not kept."""
     half = 1 << op.get("divisor") >> 1
     product = (x * weights(_symbol(op, "multiplier")) + half) >> op.get("divisor")
-    return (product + weights(_symbol(op, "bias"))).clamp(*op.result_type.element.bounds)
+    values = (product + weights(_symbol(op, "bias"))).clamp(*op.result_type.element.bounds)
+    return values if kept is None else values * _of_tokens(kept, values)
 
 
 @meaning(spike.Align)
@@ -429,6 +443,16 @@ def guard(op: spike.Guard, weights: Weights, x: Tensor) -> Tensor:
     return torch.cat([x[:after], x[after:] * live])
 
 
+for _op, _function in (
+    (spike.KeepTokens, token_meaning.keep_tokens),
+    (spike.GivenTokens, token_meaning.given_tokens),
+    (spike.Halt, token_meaning.halt),
+    (spike.Below, token_meaning.below),
+    (spike.Weigh, token_meaning.weigh),
+):
+    meaning(_op)(_function)
+
+
 def _symbol(op: HouseOperation, key: str) -> str:
     name = op.symbol(key)
     assert name is not None, (op.name, key)
@@ -450,6 +474,8 @@ class Run:
     currents: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     spikes: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     streams: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    kept: dict[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
+    """By label of neurons whose tokens are not all kept, their kept train [T, tokens]."""
     steps: int | None = None
     """Timesteps run where an exit was taken: what is recorded of later ones does not count. None: all of them."""
 
@@ -503,6 +529,8 @@ class Executor:
             if isinstance(op, NEURONS):
                 run.currents[op.label] = _compact(operands[0])
                 run.spikes[op.label] = _compact(result, is_spikes=_gives_ones(op))
+                if len(operands) == 2:
+                    run.kept[op.label] = operands[1].squeeze(-1).to(torch.uint8).numpy()
                 if watch is not None:
                     watch(op.label, run.currents[op.label])
                 if forced is not None:

@@ -2,15 +2,19 @@
 
 A neuron's `mask`, one 0 or 1 a timestep, multiplies its output; its membrane goes on as if there were none (DTS-SNN
 eq. 5). Without a mask it is 1 at every timestep.
+
+In integers, neurons and rescales may have a second operand, a kept train Nx1 of spikes, N the tokens of their result:
+at a timestep at which a token is not kept its result is 0, and its membranes stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ArrayAttr, FloatData, IntAttr, StringAttr, SymbolRefAttr
-from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, result_def
 
 from compiler.ir.operation import SpikeOperation, require
 from compiler.ir.spelling import HouseOperation, Plain
@@ -68,6 +72,15 @@ class Level(SpikeOperation):
         _check_words(self)
 
 
+def _check_kept(op: SpikeOperation) -> None:
+    """A kept train, if there is one: a spike a token."""
+    if len(op.operands) < 2:
+        return
+    kept, tokens = op.operand_type(1), prod(op.result_type.sizes[:-1])
+    fits = kept.sizes == (tokens, 1) and kept.element == Element.spike()
+    require(fits, op, f"keeps {kept}; the result is {op.result_type}, what is kept must be {tokens}x1xi1")
+
+
 _WORDS = {
     "reset": ("hard", "soft"),
     "charge": ("lif", "lif_undecayed", "if"),
@@ -100,6 +113,7 @@ class IntegerLif(SpikeOperation):
     name = "spike.integer_lif"
     DEFAULTS: ClassVar[Mapping[str, Plain]] = {"charge": "lif", "reset": "hard", "mask": ()}
     current = operand_def(Train)
+    kept = opt_operand_def(Train)
     result = result_def(Train)
     threshold = prop_def(SymbolRefAttr)
     multiplier = prop_def(IntAttr)
@@ -110,6 +124,7 @@ class IntegerLif(SpikeOperation):
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_kept(self)
         _check_mask(self)
         self.expect_element(Element.spike())
         require(not self.operand_type().element.is_real, self, f"the current is {self.operand_type()}; no integers")
@@ -129,6 +144,7 @@ class IntegerLevel(SpikeOperation):
     name = "spike.integer_level"
     DEFAULTS: ClassVar[Mapping[str, Plain]] = {"ties": "even", "mask": ()}
     current = operand_def(Tensor | Train)
+    kept = opt_operand_def(Train)
     result = result_def(Tensor | Train)
     threshold = prop_def(SymbolRefAttr)
     levels = prop_def(IntAttr)
@@ -137,6 +153,7 @@ class IntegerLevel(SpikeOperation):
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_kept(self)
         _check_mask(self)
         self.expect_positive("levels")
         self.expect_element(Element.count(self.get("levels")))
@@ -192,6 +209,7 @@ class Rescale(SpikeOperation):
 
     name = "spike.rescale"
     input = operand_def(Tensor | Train)
+    kept = opt_operand_def(Train)
     result = result_def(Tensor | Train)
     multiplier = prop_def(SymbolRefAttr)
     bias = prop_def(SymbolRefAttr)
@@ -199,6 +217,7 @@ class Rescale(SpikeOperation):
 
     def check(self) -> None:
         self.expect_shape(self.operand_type().sizes)
+        _check_kept(self)
         low, high = self.result_type.element.bounds
         require(-(1 << 15) <= low < high < 1 << 15, self, f"the result is {self.result_type}; it must fit int16")
 

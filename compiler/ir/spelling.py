@@ -14,14 +14,14 @@ other property is key=value, left out where it has its default. An op declares i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FloatData, IntAttr, StringAttr, SymbolRefAttr
 from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import IRDLOperation
-from xdsl.irdl.operations import OptionalDef, PropertyDef
+from xdsl.irdl.operations import OptionalDef, OptOperandDef, PropertyDef
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 
@@ -86,7 +86,7 @@ class HouseOperation(IRDLOperation):
             if name is not None:
                 held[key] = SymbolRefAttr(name)
         op = cls(
-            operands=list(operands),
+            operands=cls.grouped(operands),
             result_types=[] if result is None else [result],
             properties=held,
             attributes={"source": StringAttr(source)} if source else {},
@@ -94,6 +94,15 @@ class HouseOperation(IRDLOperation):
         if hint and op.results:
             op.results[0].name_hint = hint
         return op
+
+    @classmethod
+    def grouped(cls, operands: Sequence[SSAValue]) -> list[SSAValue | list[SSAValue]]:
+        """Operands as xDSL takes them: the last one, where it may be left out, as a list of one or none."""
+        last = list(cls.get_irdl_definition().operands)[-1:]
+        if not last or not isinstance(last[0][1], OptOperandDef):
+            return list(operands)
+        fixed = len(cls.get_irdl_definition().operands) - 1
+        return [*operands[:fixed], list(operands[fixed:])]
 
     @classmethod
     def declared(cls) -> dict[str, PropertyDef]:
@@ -182,8 +191,11 @@ class HouseOperation(IRDLOperation):
             if key not in properties and not isinstance(prop, OptionalDef):
                 parser.raise_error(f"{cls.name}: property `{key}` is missing")
         definition = cls.get_irdl_definition()
-        if len(operands) != len(definition.operands):
-            parser.raise_error(f"{cls.name}: {len(operands)} operands; it takes {len(definition.operands)}")
+        most = len(definition.operands)
+        least = sum(not isinstance(each, OptOperandDef) for _, each in definition.operands)
+        if not least <= len(operands) <= most:
+            takes = str(most) if least == most else f"{least} or {most}"
+            parser.raise_error(f"{cls.name}: {len(operands)} operands; it takes {takes}")
         results = [parser.parse_type()] if parser.parse_optional_punctuation(":") else []
         if len(results) != len(definition.results):
             wanted = "a type of its result after `:`" if definition.results else "no type; it has no result"
@@ -191,7 +203,7 @@ class HouseOperation(IRDLOperation):
         attributes: dict[str, Attribute] = {}
         if parser.parse_optional_keyword("at"):
             attributes["source"] = StringAttr(parser.parse_str_literal())
-        return cls(operands=operands, result_types=results, properties=properties, attributes=attributes)
+        return cls(operands=cls.grouped(operands), result_types=results, properties=properties, attributes=attributes)
 
 
 def parse_defined(parser: Parser) -> SSAValue | None:

@@ -19,6 +19,8 @@ from compiler.ir.neuron_ops import Align, IntegerLevel, IntegerLif, Level, Lif, 
 from compiler.ir.operation import SpikeOperation, require
 from compiler.ir.spelling import Plain
 from compiler.ir.time_ops import Exit, Extend, Guard, RunningSum, Truncate
+from compiler.ir.token_ops import OPERATIONS as TOKEN_OPERATIONS
+from compiler.ir.token_ops import Below, GivenTokens, Halt, KeepTokens, Weigh
 from compiler.ir.types import Element, Tensor, Train
 
 
@@ -499,6 +501,7 @@ OPERATIONS: tuple[type[SpikeOperation], ...] = (
     Input, Output, Repeat, QuantiseImage, Conv, Linear, BatchNorm, ChannelScale, Lif, Level, IntegerLif, IntegerLevel,
     Range, Align, Rescale, Add, Multiply, MaxPool, Pad, Reshape, Transpose, Slice, Matmul, Scale, Attention, HeadSum,
     Mask, Dilate, Mean, Sum, MeanTime, SumTime, Extend, Truncate, RunningSum, Exit, Guard,
+    *TOKEN_OPERATIONS,
 )  # fmt: skip
 
 SPIKE = Dialect("spike", list(OPERATIONS), [Tensor, Train])
@@ -510,16 +513,20 @@ __all__ = [
     "Align",
     "Attention",
     "BatchNorm",
+    "Below",
     "ChannelScale",
     "Conv",
     "Dilate",
     "Exit",
     "Extend",
+    "GivenTokens",
     "Guard",
+    "Halt",
     "HeadSum",
     "Input",
     "IntegerLevel",
     "IntegerLif",
+    "KeepTokens",
     "Level",
     "Lif",
     "Linear",
@@ -546,4 +553,5 @@ __all__ = [
     "Train",
     "Transpose",
     "Truncate",
+    "Weigh",
 ]  # fmt: skip

@@ -57,7 +57,10 @@ def replace_op(op: spike.SpikeOperation, value: SSAValue) -> None:
 def remake(op: spike.SpikeOperation, operands: Sequence[SSAValue], result: Shaped) -> spike.SpikeOperation:
     """The same op on other operands."""
     new = type(op)(
-        operands=list(operands), result_types=[result], properties=dict(op.properties), attributes=dict(op.attributes)
+        operands=type(op).grouped(operands),
+        result_types=[result],
+        properties=dict(op.properties),
+        attributes=dict(op.attributes),
     )
     new.results[0].name_hint = op.results[0].name_hint
     return new

@@ -6,6 +6,8 @@
     [timesteps]   masks of neuron layers, by label
     [exit]        exits after how many timesteps, and how sure they must be
     [guard]       pruning of channels that were silent early
+    [tokens]      which share of the tokens goes through each block
+    [halting]     tokens that halt when their scores add up, of models trained for it
     [[curve]]     what other bounds of the loss would have given
 
 Only [model] is needed. A program carries its settings as provenance.
@@ -45,6 +47,7 @@ def _as_tuple(value: Any) -> Any:
 
 Criterion = Literal["lightsoftmax", "softmax", "entropy"]
 GuardMode = Literal["rows", "columns", "both"]
+Score = Literal["paper", "spatial", "temporal", "code", "random"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]
 Several = BeforeValidator(_as_tuple)
@@ -95,6 +98,29 @@ class Guard(Table):
     """Together with the exits."""
 
 
+class Tokens(Table):
+    """Of a block's tokens, those with the largest scores go through it (TP-Spikformer)."""
+
+    keep: Annotated[tuple[Fraction, ...], Several, Field(min_length=1)]
+    """One share a block, or one for all."""
+    score: Score = "paper"
+    kernel: Literal[1, 3, 5, 7] = 3
+    seed: int = Field(default=0, ge=0)
+    """Of score = random."""
+    loss: Points | None = None
+
+
+class Halting(Table):
+    """A token halts where its scores, sigmoid(alpha x + beta) of channel 0, add up to 1 - epsilon (STAS)."""
+
+    alpha: Annotated[float, Field(ge=-1000, le=1000)]
+    beta: Annotated[float, Field(ge=-1000, le=1000)]
+    epsilon: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    output: Literal["weighted", "mean"] = "weighted"
+    """What the classifier reads: all blocks by their halting weights, or the last one."""
+    loss: Points | None = None
+
+
 class Timesteps(Table):
     """Masks of neuron layers: 1100 is the first two timesteps of four."""
 
@@ -120,13 +146,14 @@ class Parts:
     """Passes of a pipeline, each with a comma behind it, or nothing."""
 
     timesteps: str = ""
+    tokens: str = ""
     guard: str = ""
     exits: str = ""
 
     def pipeline(self, hoist: bool = True) -> str:
         """The default pipeline with these parts in their places, and without `hoist-invariant` where not wanted."""
         front, _, back = DEFAULT_PASSES.partition(LOWERING)
-        front = front.replace(MASKING, self.timesteps + MASKING)
+        front = front.replace(MASKING, self.timesteps + MASKING + self.tokens)
         front = front if hoist else front.replace(HOISTING, "")
         return front + self.guard + self.exits + LOWERING + back
 
@@ -140,11 +167,14 @@ class Settings(Table):
     timesteps: Timesteps | None = None
     exit: Exit | None = None
     guard: Guard | None = None
+    tokens: Tokens | None = None
+    halting: Halting | None = None
     curve: tuple[CurvePoint, ...] = ()
 
     def passes(self) -> Parts:
         """The pipeline's parts that apply them."""
-        return Parts(_masks(self.timesteps), _guard(self.guard), _exits(self.exit))
+        tokens = _tokens(self.tokens) + _halting(self.halting)
+        return Parts(_masks(self.timesteps), tokens, _guard(self.guard), _exits(self.exit))
 
     def canonical(self) -> str:
         """The one spelling as JSON, for the provenance."""
@@ -195,6 +225,8 @@ def settings_of(values: dict[str, Any], where: str) -> Settings:
         raise CStepError(f"{where}: {_said(error)}") from None
     if made.exit is not None:
         _require_exits(made.exit, where)
+    if made.tokens is not None and made.halting is not None:
+        raise CStepError(f"{where}: [tokens] and [halting]: both leave tokens out; it should have one of them")
     return made
 
 
@@ -251,7 +283,7 @@ def _said(error: ValidationError) -> str:
 def _keys(table: str) -> list[str]:
     kinds: dict[str, type[Table]] = {
         "": Settings, "model": Model, "data": Data, "exit": Exit, "guard": Guard, "timesteps": Timesteps,
-        "curve": CurvePoint,
+        "tokens": Tokens, "halting": Halting, "curve": CurvePoint,
     }  # fmt: skip
     fields = kinds[table].model_fields
     return [field.alias or name for name, field in fields.items()]
@@ -281,6 +313,20 @@ def _guard(guard: Guard | None) -> str:
     if guard is None:
         return ""
     return f"guard-channels{{mode={guard.mode} after={guard.after} threshold={guard.threshold}}},"
+
+
+def _tokens(tokens: Tokens | None) -> str:
+    if tokens is None:
+        return ""
+    keep = ",".join(map(repr, tokens.keep))
+    return f"stop-tokens{{keep={keep} score={tokens.score} kernel={tokens.kernel} seed={tokens.seed}}},"
+
+
+def _halting(halting: Halting | None) -> str:
+    if halting is None:
+        return ""
+    values = f"alpha={halting.alpha!r} beta={halting.beta!r} epsilon={halting.epsilon!r} output={halting.output}"
+    return f"halt-tokens{{{values}}},"
 
 
 def _masks(timesteps: Timesteps | None) -> str:

@@ -17,6 +17,7 @@ from isa.word import (
     Count,
     Criterion,
     Flag,
+    Gives,
     Instruction,
     Region,
     Spec,
@@ -120,7 +121,7 @@ def _text() -> str:
 
 def _enumerations() -> str:
     parts = ["## Enumerations"]
-    for kind in (Traffic, Charge, Criterion):
+    for kind in (Traffic, Charge, Criterion, Gives):
         rows = [(int(member), f"`{member.name.lower()}`") for member in kind]
         parts.append(f"`{kind.__name__}`: {inspect.getdoc(kind)}\n\n{table(('number', 'name'), rows)}")
     return "\n\n".join(parts)

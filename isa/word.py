@@ -61,6 +61,14 @@ class Criterion(IntEnum):
     ENTROPY = 2
 
 
+class Gives(IntEnum):
+    """The weight that `halt` gives a token that is kept: its score or what is left of 1, what is left, or 1."""
+
+    SCORE = 0
+    REST = 1
+    WHOLE = 2
+
+
 class Charge(IntEnum):
     """The neuron's charge equation (see `Fire`); `NONE` has no membrane."""
 

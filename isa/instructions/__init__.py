@@ -11,6 +11,7 @@ Layouts in the buffers (all little-endian):
   constants     bias int32 [output], then threshold int32 [output] (multiplier, for `Rescale`)
   masks, counts one bit, or uint16, a channel, in the channel buffer (see `Guard`)
   streams       [step][pixel][channel] int16 in the output buffer, int8 in the spike buffer: fixed-point values
+  halting       [step][token][total | weight] int16 in the output buffer (see `HaltSpikes`): a stream of two channels
   kept          [step][token] one spike word each, bit 0 (see `KeepRows`): a train of one channel
 Pixels are tokens in row-major order; a linear layer is a window of one row and as many columns as tokens.
 
@@ -20,6 +21,17 @@ The word mask buffer has no addresses of its own: its bit i says whether word i 
 from isa.instructions.control import End, Exit, Layer
 from isa.instructions.copy import Copy, Load, Store
 from isa.instructions.guard import CountSpikes, Guard
+from isa.instructions.halting import (
+    BIAS_ZERO,
+    STATE_BYTES,
+    Halt,
+    HaltSpikes,
+    HaltValues,
+    KeepBelow,
+    Weigh,
+    WeighSpikes,
+    WeighValues,
+)
 from isa.instructions.neuron import Add, Fire, Mask, Rescale
 from isa.instructions.pool import Dilate, Pool, PoolValues
 from isa.instructions.sfu import Attend, Classify, Decide, Sum, SumHeads, SumValues
@@ -49,9 +61,10 @@ from isa.instructions.tokens import (
 from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
 
 __all__ = [
-    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "PART_BYTES",
-    "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify", "Copy",
-    "CountSpikes", "Decide", "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Keep", "KeepNeurons", "KeepRows",
-    "KeepTokens", "KeepTop", "Layer", "Load", "Mask", "Multiply", "Pool", "PoolValues", "Rescale", "Score",
-    "ScoreSpikes", "ScoreValues", "Store", "Sum", "SumHeads", "SumValues", "Window", "mask_bytes", "words_of",
+    "ACCUMULATOR_BYTES", "BIAS_ZERO", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "PART_BYTES",
+    "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STATE_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify",
+    "Copy", "CountSpikes", "Decide", "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Halt", "HaltSpikes",
+    "HaltValues", "Keep", "KeepBelow", "KeepNeurons", "KeepRows", "KeepTokens", "KeepTop", "Layer", "Load", "Mask",
+    "Multiply", "Pool", "PoolValues", "Rescale", "Score", "ScoreSpikes", "ScoreValues", "Store", "Sum", "SumHeads",
+    "SumValues", "Weigh", "WeighSpikes", "WeighValues", "Window", "mask_bytes", "words_of",
 ]  # fmt: skip

@@ -18,6 +18,9 @@ from isa.instructions import (
     Dilate,
     Fire,
     Guard,
+    HaltSpikes,
+    HaltValues,
+    KeepBelow,
     KeepRows,
     KeepTop,
     Load,
@@ -32,6 +35,8 @@ from isa.instructions import (
     Sum,
     SumHeads,
     SumValues,
+    WeighSpikes,
+    WeighValues,
     Window,
 )
 from runtime.decoded import columns
@@ -45,6 +50,8 @@ POOL, POOL_VALUES, DILATE = columns(Pool), columns(PoolValues), columns(Dilate)
 COUNT_SPIKES, GUARD, DECIDE = columns(CountSpikes), columns(Guard), columns(Decide)
 KEEP, KEEP_TOP = columns(KeepRows), columns(KeepTop)
 SCORE_SPIKES, SCORE_VALUES = columns(ScoreSpikes), columns(ScoreValues)
+HALT_SPIKES, HALT_VALUES, KEEP_BELOW = columns(HaltSpikes), columns(HaltValues), columns(KeepBelow)
+WEIGH_SPIKES, WEIGH_VALUES = columns(WeighSpikes), columns(WeighValues)
 """The columns of `Decoded.code` by field name, one name an instruction."""
 WINDOW = columns(Window)
 """Those that every instruction with a window has, in the same places."""

@@ -26,6 +26,9 @@ from isa.instructions import (
     Exit,
     Fire,
     Guard,
+    HaltSpikes,
+    HaltValues,
+    KeepBelow,
     KeepNeurons,
     KeepRows,
     KeepTokens,
@@ -42,9 +45,11 @@ from isa.instructions import (
     Sum,
     SumHeads,
     SumValues,
+    WeighSpikes,
+    WeighValues,
 )
 from runtime.decoded import PORTS, SPARE_LANES, Decoded
-from runtime.fast import channels, dma, elementwise, pe, pool, sfu, tokens
+from runtime.fast import channels, dma, elementwise, halting, pe, pool, sfu, tokens
 from runtime.fast.accumulate import accumulate
 from runtime.fast.decide import decide
 from runtime.fast.depthwise import depthwise
@@ -62,6 +67,8 @@ CLASSIFY, FIRE, ADD, RESCALE, MASK = Classify.opcode, Fire.opcode, Add.opcode, R
 POOL, POOL_VALUES, DILATE, EXIT = Pool.opcode, PoolValues.opcode, Dilate.opcode, Exit.opcode
 KEEP_ROWS, KEEP_NEURONS, KEEP_TOKENS = KeepRows.opcode, KeepNeurons.opcode, KeepTokens.opcode
 SCORE_SPIKES, SCORE_VALUES, KEEP_TOP = ScoreSpikes.opcode, ScoreValues.opcode, KeepTop.opcode
+HALT_SPIKES, HALT_VALUES, KEEP_BELOW = HaltSpikes.opcode, HaltValues.opcode, KeepBelow.opcode
+WEIGH_SPIKES, WEIGH_VALUES = WeighSpikes.opcode, WeighValues.opcode
 COUNT_SPIKES, GUARD, DECIDE = CountSpikes.opcode, Guard.opcode, Decide.opcode
 
 
@@ -126,6 +133,16 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
                 tokens.score_values(row, memories)
             elif opcode == KEEP_TOP:
                 tokens.keep_top(row, memories, scratch)
+            elif opcode == HALT_SPIKES:
+                halting.halt_spikes(row, memories)
+            elif opcode == HALT_VALUES:
+                halting.halt_values(row, memories)
+            elif opcode == KEEP_BELOW:
+                halting.keep_below(row, memories, scratch)
+            elif opcode == WEIGH_SPIKES:
+                halting.weigh_spikes(row, memories)
+            elif opcode == WEIGH_VALUES:
+                halting.weigh_values(row, memories)
             elif opcode == DECIDE:
                 decide(row, memories)
             elif opcode == EXIT and load_u8(memories.flags) != 0:

@@ -19,7 +19,10 @@ from isa.instructions import (
     Exit,
     Fire,
     Guard,
+    HaltSpikes,
+    HaltValues,
     Keep,
+    KeepBelow,
     KeepTop,
     Layer,
     Load,
@@ -34,11 +37,13 @@ from isa.instructions import (
     Sum,
     SumHeads,
     SumValues,
+    WeighSpikes,
+    WeighValues,
 )
 from isa.machine import Machine
 from isa.word import Instruction
 from runtime.decoded import Decoded
-from runtime.reference import channels, dma, neuron, pe, pool, sfu, tokens
+from runtime.reference import channels, dma, halting, neuron, pe, pool, sfu, tokens
 from runtime.state import State
 
 
@@ -95,6 +100,12 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             tokens.score(each, state)
         case KeepTop():
             tokens.keep_top(each, state)
+        case HaltSpikes() | HaltValues():
+            halting.halt(each, state)
+        case KeepBelow():
+            halting.keep_below(each, state)
+        case WeighSpikes() | WeighValues():
+            halting.weigh(each, state)
         case Rescale():
             neuron.rescale(each, state, machine, record)
         case Add() | Mask() | Pool() | PoolValues() | Dilate():

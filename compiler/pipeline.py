@@ -29,6 +29,7 @@ from compiler.passes.fold_linear_chains import FoldLinearChains
 from compiler.passes.fuse_attention import FuseAttention
 from compiler.passes.fuse_masks import FuseMasks
 from compiler.passes.guard_channels import GuardChannels
+from compiler.passes.halt_tokens import HaltTokens
 from compiler.passes.hoist_invariant import HoistInvariant
 from compiler.passes.insert_exits import InsertExits
 from compiler.passes.join_heads import JoinHeads
@@ -59,6 +60,7 @@ PASSES: tuple[type[NetworkPass], ...] = (
     SetTimesteps,
     MaskTimesteps,
     StopTokens,
+    HaltTokens,
     HoistInvariant,
     GuardChannels,
     InsertExits,
@@ -76,8 +78,8 @@ DEFAULT_PASSES = (
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
 
-Lossy passes are asked for: set-timesteps in front of mask-timesteps, stop-tokens behind it, guard-channels and then
-insert-exits behind hoist-invariant (compiler/settings.py).
+Lossy passes are asked for: set-timesteps in front of mask-timesteps, stop-tokens or halt-tokens behind it,
+guard-channels and then insert-exits behind hoist-invariant (compiler/settings.py).
 """
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""

@@ -27,8 +27,10 @@ from compiler.backend.memory import ImageInfo, StreamInfo, TrainInfo
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
+    BelowStage,
     DilateStage,
     EndedStage,
+    HaltStage,
     HeadSumStage,
     KeepStage,
     MaskStage,
@@ -49,6 +51,7 @@ from compiler.ir.operation import SpikeOperation
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import shaped
 from isa.errors import CStepError
+from isa.word import Gives
 
 MAX_PLANES = 7
 """Planes that the instruction set's fields hold."""
@@ -134,13 +137,19 @@ class _Grouper:
                 self._mask(op)
             case spike.KeepTokens():
                 self._keep(op)
+            case spike.Halt():
+                self._halt(op)
+            case spike.Below():
+                timing = timing_of_trains(self.views, op.results[0], op.operands)
+                base = (self._label(op), op.source, tuple(op.operands), self._made(op.results[0], timing))
+                self.stages.append(BelowStage(*base, op.result_type.sizes[0], op.get("limit"), timing=timing))
             case spike.GivenTokens():
                 self._given(op)
             case spike.Output():
                 self._head(op)
             case (
                 spike.Input() | spike.Align() | spike.Conv() | spike.Linear() | spike.Attention()
-                | spike.Sum() | spike.SumTime() | spike.RunningSum() | spike.Exit() | spike.HeadSum()
+                | spike.Sum() | spike.SumTime() | spike.RunningSum() | spike.Exit() | spike.HeadSum() | spike.Weigh()
             ):  # fmt: skip
                 pass  # part of what consumes it
             case _:
@@ -315,6 +324,16 @@ class _Grouper:
         base = (self._label(op), op.source, (value,), self._made(result, timing))
         fields = ("keep", "rows", "columns", "kernel", "score", "multiplier", "divisor", "drop")
         self.stages.append(KeepStage(*base, *(op.get(name) for name in fields), timing=timing))
+
+    def _halt(self, op: spike.Halt) -> None:
+        """Halting totals and weights behind a block."""
+        if self.views.memory(op.operands[0]) not in self.values or self._stream_bytes(op.operands[0]) == 1:
+            raise refuse(op, f"scores {op.operand_type()}; it must be spikes, counts or a 16-bit stream")
+        timing = timing_of_trains(self.views, op.results[0], op.operands)
+        base = (self._label(op), op.source, tuple(op.operands), self._made(op.results[0], timing))
+        fields = (op.get("multiplier"), op.get("divisor"), op.get("bias"), op.get("limit"))
+        gives = Gives[op.get("gives").upper()]
+        self.stages.append(HaltStage(*base, op.result_type.sizes[0], *fields, gives, timing=timing))
 
     def _with_skips(self, stage: Stage) -> Stage:
         """Attention whose q, k and v are made of the tokens that it keeps itself skips the others."""

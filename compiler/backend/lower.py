@@ -14,6 +14,7 @@ from compiler.backend.group import plan_stages
 from compiler.backend.lower_attention import attention_tiling, lower_attention, spread_where_needed
 from compiler.backend.lower_gates import lower_add, lower_dilate, lower_mask
 from compiler.backend.lower_guards import ChannelMasks
+from compiler.backend.lower_halting import lower_below, lower_halt
 from compiler.backend.lower_head import has_work, lower_head
 from compiler.backend.lower_pool import lower_pool
 from compiler.backend.lower_streams import lower_stream, stream_tiling
@@ -24,8 +25,10 @@ from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import (
     AddStage,
     AttentionStage,
+    BelowStage,
     DilateStage,
     EndedStage,
+    HaltStage,
     HeadStage,
     HeadSumStage,
     KeepStage,
@@ -240,6 +243,10 @@ def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logi
             lower_add(lowering, stage, call)
         case KeepStage():
             lower_keep(lowering, stage, call)
+        case HaltStage():
+            lower_halt(lowering, stage, call)
+        case BelowStage():
+            lower_below(lowering, stage, call)
         case HeadStage():
             lower_head(lowering, stage, call, logits)
         case _:
@@ -256,6 +263,8 @@ OPERATIONS: dict[type[Stage], str] = {
     AddStage: "add",
     HeadStage: "head",
     KeepStage: "tokens",
+    HaltStage: "tokens",
+    BelowStage: "tokens",
 }
 """What the layer table calls a stage."""
 

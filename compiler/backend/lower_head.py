@@ -10,11 +10,12 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span
+from compiler.backend.lower_halting import weigh_tile
 from compiler.backend.lower_sums import sum_tile
 from compiler.backend.memory import StreamInfo, TrainInfo
 from compiler.backend.stages import HeadPart, HeadStage
 from compiler.backend.tile import MAX_COLUMNS, MAX_INPUTS, aligned, largest, spans
-from isa.instructions import ACCUMULATOR_BYTES, Classify, Decide, Exit, Load, Store
+from isa.instructions import ACCUMULATOR_BYTES, STATE_BYTES, Classify, Decide, Exit, Load, Store
 from isa.word import Region, Traffic
 
 if TYPE_CHECKING:
@@ -80,11 +81,18 @@ def _sum_part(lowering: Lowering, stage: HeadStage, index: int, call: Call) -> S
         move(Load)
     tile = _part_pixels(lowering, stage, info)
     channels, lift = (0, part.channels), max(part.shift, 0)
-    steps = [
-        sum_tile(lowering, name, (value,), features, window, pixels, channels, per_step=False, lift=lift)
-        for window in _joined(windows, info)
-        for pixels in spans(info.pixels, tile)
-    ]
+    if part.state is None:
+        steps = [
+            sum_tile(lowering, name, (value,), features, window, pixels, channels, per_step=False, lift=lift)
+            for window in _joined(windows, info)
+            for pixels in spans(info.pixels, tile)
+        ]
+    else:
+        steps = [
+            weigh_tile(lowering, name, value, part, features, window, pixels)
+            for window in windows
+            for pixels in spans(info.pixels, tile)
+        ]
     emit.pipeline(steps)
     if windows and call.stop < stage.timing.steps:
         move(Store)
@@ -94,18 +102,21 @@ def _sum_part(lowering: Lowering, stage: HeadStage, index: int, call: Call) -> S
 def _part_pixels(lowering: Lowering, stage: HeadStage, info: TrainInfo | StreamInfo) -> int:
     """Pixels of a tile of what is summed."""
     room, planes = 2 * lowering.machine.spike_words, 1
+    weighs = any(part.state is not None for part in stage.parts)
     if isinstance(info, StreamInfo):
         held = sum(aligned(each.channels * ACCUMULATOR_BYTES) for each in stage.parts)
         room = lowering.machine.output_buffer_bytes - held
     else:
         planes = info.planes
-    return largest(
-        info.pixels,
-        lambda pixels: (
-            2 * aligned(lowering.window * planes * pixels * info.pixel_bytes) <= room and pixels <= MAX_COLUMNS
-        ),
-        stage.where,
-    )
+
+    def fits(pixels: int) -> bool:
+        tile = aligned(lowering.window * planes * pixels * info.pixel_bytes)
+        states = aligned(lowering.window * pixels * STATE_BYTES) if weighs else 0
+        if isinstance(info, StreamInfo):
+            tile += states
+        return 2 * tile <= room and 4 * states <= lowering.machine.output_buffer_bytes and pixels <= MAX_COLUMNS
+
+    return largest(info.pixels, fits, stage.where)
 
 
 def _joined(windows: list[Span], info: TrainInfo | StreamInfo) -> list[Span]:

@@ -123,6 +123,7 @@ def _linears(op: spike.Output, walk: _Walk) -> Iterator[_Walk]:
 def _head_part(linear: spike.Linear, walk: _Walk, network: Network, views: Views) -> tuple[SSAValue, HeadPart]:
     """What a classifier sums, and its weights; the sums may be shifted (align) right in front of it."""
     value, shift, fewest = linear.operands[0], 0, walk.least
+    state, drop = None, 0
     while True:
         owner = views.memory(value).owner
         fewest = least([fewest, *(shaped(each.type).steps for each in views.chain(value))])
@@ -135,9 +136,11 @@ def _head_part(linear: spike.Linear, walk: _Walk, network: Network, views: Views
             value = owner.operands[0]
         elif isinstance(owner, spike.Sum):
             value = tokens_of(owner)
+        elif isinstance(owner, spike.Weigh):
+            value, state, drop = owner.operands[0], owner.operands[1], owner.get("drop")
         else:
             break
     assert isinstance(owner, HouseOperation)
     weight = network.weights[symbol_of(linear, "weight")].astype(np.int8)
     steps = least([fewest, views.live(value)]) or 1
-    return value, HeadPart(np.ascontiguousarray(weight.T), shift, steps)
+    return value, HeadPart(np.ascontiguousarray(weight.T), shift, steps, state, drop)

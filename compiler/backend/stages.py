@@ -18,7 +18,7 @@ from compiler.backend.guards import Guards
 from compiler.backend.memory import ImageInfo, StreamInfo, TrainInfo
 from compiler.backend.timing import Timing
 from compiler.backend.views import Views
-from isa.word import Criterion
+from isa.word import Criterion, Gives
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,26 @@ class KeepStage(Stage):
 
 
 @dataclass(frozen=True)
+class HaltStage(Stage):
+    """Halting totals and weights behind a block, of what it makes and the state in front of it, if there is one."""
+
+    tokens: int
+    multiplier: int
+    divisor: int
+    bias: int
+    limit: int
+    gives: Gives
+
+
+@dataclass(frozen=True)
+class BelowStage(Stage):
+    """The kept train of a halting state."""
+
+    tokens: int
+    limit: int
+
+
+@dataclass(frozen=True)
 class HeadPart:
     """A train or stream summed over tokens and timesteps, and its weights; the features are shifted in between."""
 
@@ -260,6 +280,10 @@ class HeadPart:
     """To the left for counts, which are summed so much higher; to the right, rounding half up, where negative."""
     steps: int
     """Timesteps that are summed; behind them the train or stream is zero."""
+    state: SSAValue | None = None
+    """The halting state whose weights multiply what is summed."""
+    drop: int = 0
+    """Bits by which these weights are shifted right, rounding half up."""
 
     @property
     def channels(self) -> int:
@@ -294,6 +318,10 @@ class HeadStage(Stage):
     classes: int
     scale: float
     exits: ExitPoints | None
+
+    @property
+    def reads(self) -> tuple[SSAValue, ...]:
+        return (*self.inputs, *(part.state for part in self.parts if part.state is not None))
 
     def is_exit(self, steps: int) -> bool:
         """Whether the program may end after some timesteps."""

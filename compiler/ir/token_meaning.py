@@ -60,8 +60,10 @@ def halt(op: token_ops.Halt, weights: Weights, x: Tensor, before: Tensor | None 
     place = ((spikes * op.get("multiplier") + half) >> op.get("divisor")) + op.get("bias")
     score = torch.from_numpy(SIGMOID)[place.clamp(0, 255)] * (entered < limit)
     total = (entered + score.cumsum(0).clamp(max=ONE)).clamp(max=ONE)
-    reached = (total >= limit) | bool(op.get("last"))
-    weight = torch.where(reached, ONE - entered, score) * (entered < limit)
+    weight = torch.where(total >= limit, ONE - entered, score)
+    if op.get("gives") != "score":
+        weight = ONE - entered if op.get("gives") == "rest" else torch.full_like(entered, ONE)
+    weight = weight * (entered < limit)
     return torch.stack([total, weight], -1)
 
 

@@ -19,6 +19,7 @@ from compiler.ir.types import Element, Shaped, Train
 from isa.scores import WEIGHT_BITS
 
 SCORES = ("paper", "spatial", "temporal", "code")
+GIVES = ("score", "rest", "whole")
 HALTING = Element.fixed(16, WEIGHT_BITS)
 """What a halting state holds: totals and weights, 1 being 2^14."""
 
@@ -92,12 +93,12 @@ class Halt(SpikeOperation):
     With H the total in front (0 without a state), kept = H < limit, and x channel 0 of the output:
         h = kept * sigmoid[clamp((x * multiplier + half >> divisor) + bias, 0, 255)]      half = 1 << divisor >> 1
         A = min(sum of h over the timesteps so far, 2^14)        total = min(H + A, 2^14)
-        weight = kept * (2^14 - H where total >= limit or `last`, else h)
+        weight = kept * (score: 2^14 - H where total >= limit, else h; rest: 2^14 - H; whole: 2^14), which `gives` says
     The table is that of isa/scores.py; 1 is 2^14.
     """
 
     name = "spike.halt"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"last": 0}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"gives": "score"}
     input = operand_def(Train)
     before = opt_operand_def(Train)
     result = result_def(Train)
@@ -105,7 +106,7 @@ class Halt(SpikeOperation):
     divisor = prop_def(IntAttr)
     bias = prop_def(IntAttr)
     limit = prop_def(IntAttr)
-    last = opt_prop_def(IntAttr)
+    gives = opt_prop_def(StringAttr)
 
     def check(self) -> None:
         kind, limit = self.operand_type(), self.get("limit")
@@ -116,7 +117,7 @@ class Halt(SpikeOperation):
             before = self.operand_type(1)
             require(before == self.result_type, self, f"the state in front is {before}, the result {self.result_type}")
         require(0 < limit <= 1 << WEIGHT_BITS, self, f"limit={limit}; it must be in 1..{1 << WEIGHT_BITS}")
-        require(self.get("last") in (0, 1), self, f"last={self.get('last')}; it must be 0 or 1")
+        require(self.get("gives") in GIVES, self, f"gives={self.get('gives')}; it must be one of {', '.join(GIVES)}")
 
 
 @irdl_op_definition
@@ -151,7 +152,7 @@ class Weigh(SpikeOperation):
         self.expect_shape(kind.sizes[-1:])
         fits = state.element == HALTING and state.sizes == (tokens_of(kind), 2)
         require(fits, self, f"weighs {kind} by {state}; the state must be {tokens_of(kind)}x2x{HALTING}")
-        require(0 <= self.get("drop") < WEIGHT_BITS, self, f"drop={self.get('drop')}; it must be in 0..13")
+        require(0 <= self.get("drop") <= WEIGHT_BITS, self, f"drop={self.get('drop')}; it must be in 0..{WEIGHT_BITS}")
 
 
 OPERATIONS = (KeepTokens, GivenTokens, Halt, Below, Weigh)

@@ -39,6 +39,8 @@ class Block:
     """All ops of that part, in program order."""
     rows: int
     columns: int
+    is_whole: bool
+    """Whether that part is all of the block: no branch of it mixes neighbouring tokens."""
 
     @property
     def tokens(self) -> int:
@@ -94,7 +96,9 @@ def _block(name: str, ops: list[SpikeOperation]) -> Block | None:
     pixels = _pixels(entry)
     if pixels is None:
         return None
-    return Block(name, entry, adds[-1].results[0], tuple(op for op in ops if op in inside), *pixels)
+    return Block(
+        name, entry, adds[-1].results[0], tuple(op for op in ops if op in inside), *pixels, entry.owner not in own
+    )
 
 
 def _chain(last: spike.Add, own: set[SpikeOperation]) -> tuple[list[SSAValue], list[set[SpikeOperation]]]:

@@ -6,6 +6,7 @@
     [timesteps]   masks of neuron layers, by label
     [exit]        exits after how many timesteps, and how sure they must be
     [guard]       pruning of channels that were silent early
+    [sharing]     how rows share sums; the values do not depend on it
     [[curve]]     what other bounds of the loss would have given
 
 Only [model] is needed. A program carries its settings as provenance.
@@ -45,6 +46,7 @@ def _as_tuple(value: Any) -> Any:
 
 Criterion = Literal["lightsoftmax", "softmax", "entropy"]
 GuardMode = Literal["rows", "columns", "both"]
+Mode = Literal["none", "pair", "group4", "group8", "match", "prefix", "forest"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]
 Several = BeforeValidator(_as_tuple)
@@ -95,6 +97,13 @@ class Guard(Table):
     """Together with the exits."""
 
 
+class RowSharing(Table):
+    """How rows of weighted layers share sums (docs/sharing.md): a mode for all, and others by layer."""
+
+    mode: Mode = "pair"
+    layers: dict[str, Mode] = Field(default_factory=dict)
+
+
 class Timesteps(Table):
     """Masks of neuron layers: 1100 is the first two timesteps of four."""
 
@@ -122,13 +131,14 @@ class Parts:
     timesteps: str = ""
     guard: str = ""
     exits: str = ""
+    sharing: str = ""
 
     def pipeline(self, hoist: bool = True) -> str:
         """The default pipeline with these parts in their places, and without `hoist-invariant` where not wanted."""
         front, _, back = DEFAULT_PASSES.partition(LOWERING)
         front = front.replace(MASKING, self.timesteps + MASKING)
         front = front if hoist else front.replace(HOISTING, "")
-        return front + self.guard + self.exits + LOWERING + back
+        return front + self.guard + self.exits + self.sharing + LOWERING + back
 
 
 class Settings(Table):
@@ -140,11 +150,12 @@ class Settings(Table):
     timesteps: Timesteps | None = None
     exit: Exit | None = None
     guard: Guard | None = None
+    sharing: RowSharing | None = None
     curve: tuple[CurvePoint, ...] = ()
 
     def passes(self) -> Parts:
         """The pipeline's parts that apply them."""
-        return Parts(_masks(self.timesteps), _guard(self.guard), _exits(self.exit))
+        return Parts(_masks(self.timesteps), _guard(self.guard), _exits(self.exit), _sharing(self.sharing))
 
     def canonical(self) -> str:
         """The one spelling as JSON, for the provenance."""
@@ -251,7 +262,7 @@ def _said(error: ValidationError) -> str:
 def _keys(table: str) -> list[str]:
     kinds: dict[str, type[Table]] = {
         "": Settings, "model": Model, "data": Data, "exit": Exit, "guard": Guard, "timesteps": Timesteps,
-        "curve": CurvePoint,
+        "sharing": RowSharing, "curve": CurvePoint,
     }  # fmt: skip
     fields = kinds[table].model_fields
     return [field.alias or name for name, field in fields.items()]
@@ -281,6 +292,13 @@ def _guard(guard: Guard | None) -> str:
     if guard is None:
         return ""
     return f"guard-channels{{mode={guard.mode} after={guard.after} threshold={guard.threshold}}},"
+
+
+def _sharing(sharing: RowSharing | None) -> str:
+    if sharing is None:
+        return ""
+    layers = ",".join(f'"{label}={mode}"' for label, mode in sharing.layers.items())
+    return f"factor-common-spikes{{mode={sharing.mode}{f' layers={layers}' if layers else ''}}},"
 
 
 def _masks(timesteps: Timesteps | None) -> str:

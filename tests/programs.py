@@ -25,7 +25,7 @@ from isa.instructions import (
 )
 from isa.machine import load_machine
 from isa.program import Header, Input, LayerInfo, Output, Program, Provenance
-from isa.word import Address, Charge, Choice, Count, Criterion, Instruction, Region, Spec, Traffic
+from isa.word import Address, Charge, Choice, Count, Criterion, Instruction, Region, Sharing, Spec, Traffic
 
 STEPS, SIDE, COLORS, CHANNELS, CLASSES = 2, 4, 2, 8, 3
 PIXELS = SIDE * SIDE
@@ -73,7 +73,7 @@ def small_code() -> tuple[Instruction, ...]:
             load(Region.SPIKE, Traffic.SPIKE, ROOM_AT, FIRST, SPIKES),
             Accumulate(
                 **window(1, 0, CHANNELS, 2, PIXELS * 2),
-                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, share=1,
+                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, sharing=Sharing.PAIR,
             ),
             fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST),
             Layer(index=2),
@@ -195,7 +195,7 @@ def step_code(step: int, guarded: bool, head: int = 2) -> list[Instruction]:
         *([Load(**rows, source=AT["linear"], target=AT["linear"], **masks)] if masks else []),
         Accumulate(
             **window(1, 0, CHANNELS, 2, PIXELS * 2) | one,
-            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, share=1, **masks,
+            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, sharing=Sharing.PAIR, **masks,
         ),
         replace(
             fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST), **one, start=int(first)

@@ -9,6 +9,7 @@ Layouts in the buffers (all little-endian):
   accumulators  [step][pixel][output] int32 slots (values fit the machine's accumulator width)
   membranes     [pixel][output] int16
   constants     bias int32 [output], then threshold int32 [output] (multiplier, for `Rescale`)
+  pairings      uint16 [row]: the partner of each row (see `Pair`)
   masks, counts one bit, or uint16, a channel, in the channel buffer (see `Guard`)
   streams       [step][pixel][channel] int16 in the output buffer, int8 in the spike buffer: fixed-point values
 Pixels are tokens in row-major order; a linear layer is a window of one row and as many columns as tokens.
@@ -20,6 +21,7 @@ from isa.instructions.control import End, Exit, Layer
 from isa.instructions.copy import Copy, Load, Store
 from isa.instructions.guard import CountSpikes, Guard
 from isa.instructions.neuron import Add, Fire, Mask, Rescale
+from isa.instructions.pair import PARTNER_BYTES, Pair
 from isa.instructions.pool import Dilate, Pool, PoolValues
 from isa.instructions.sfu import Attend, Classify, Decide, Sum, SumHeads, SumValues
 from isa.instructions.sizes import (
@@ -37,8 +39,9 @@ from isa.instructions.sizes import (
 from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
 
 __all__ = [
-    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "SPIKES_PER_WORD",
-    "SPIKE_WORD_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify", "Copy", "CountSpikes", "Decide",
-    "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Layer", "Load", "Mask", "Multiply", "Pool", "PoolValues",
-    "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "mask_bytes", "words_of",
+    "ACCUMULATOR_BYTES", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "PARTNER_BYTES",
+    "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify", "Copy",
+    "CountSpikes", "Decide", "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Layer", "Load", "Mask", "Multiply",
+    "Pair", "Pool", "PoolValues", "Rescale", "Store", "Sum", "SumHeads", "SumValues", "Window", "mask_bytes",
+    "words_of",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from isa.instructions import (
     Load,
     Mask,
     Multiply,
+    Pair,
     Pool,
     PoolValues,
     Rescale,
@@ -39,6 +40,7 @@ SUM_HEADS, SUM_VALUES = columns(SumHeads), columns(SumValues)
 FIRE, ADD, RESCALE, MASK = columns(Fire), columns(Add), columns(Rescale), columns(Mask)
 POOL, POOL_VALUES, DILATE = columns(Pool), columns(PoolValues), columns(Dilate)
 COUNT_SPIKES, GUARD, DECIDE = columns(CountSpikes), columns(Guard), columns(Decide)
+PAIR = columns(Pair)
 """The columns of `Decoded.code` by field name, one name an instruction."""
 WINDOW = columns(Window)
 """Those that every instruction with a window has, in the same places."""
@@ -56,6 +58,7 @@ class Memories(NamedTuple):
     constant: int
     channel: int
     mask: int
+    pairing: int
     flags: int
 
 

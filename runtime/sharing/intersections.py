@@ -43,7 +43,7 @@ def intersect(rows: NDArray[np.int8], most: int) -> Intersections:
     return Intersections(place[pairs[order]].astype(np.int32), relation[order], members[terms], touched)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _depth_first(pairs, channels):
     """An order of making in which few sums wait to be used, and most are used up by the sum made next."""
     sums = len(pairs)
@@ -74,13 +74,13 @@ def _depth_first(pairs, channels):
     return order
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _count(counts, first, second, product, change):
     """Change the count of a pair; its place is [relation, larger term, smaller term]."""
     counts[0 if product > 0 else 1, max(first, second), min(first, second)] += change
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _queue(queue, heads, filled, count, kind, first, second):
     """Put a pair into the list of its count: a row (kind, larger term, smaller term, next row)."""
     queue[filled, 0], queue[filled, 1], queue[filled, 2], queue[filled, 3] = kind, first, second, heads[count]
@@ -88,7 +88,7 @@ def _queue(queue, heads, filled, count, kind, first, second):
     return filled + 1
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _count_all(members, counts, used, size):
     """Count every pair of terms of every row, and list the terms of each row; returns the counters changed."""
     touched = 0
@@ -103,7 +103,7 @@ def _count_all(members, counts, used, size):
     return touched
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _intersect(members, counts, channels):
     """Pairs, relations and counters touched.
 
@@ -148,7 +148,7 @@ def _intersect(members, counts, channels):
         terms += 1
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _replace(members, counts, used, size, row, first, second, made):
     """In one row, the sum `made` for its two terms."""
     _count(counts, first, second, members[first, row] * members[second, row], -1)

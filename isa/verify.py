@@ -1,9 +1,9 @@
 """What a program must satisfy before anything runs.
 
 Ranges, sizes and addresses; every token has its counterpart and cannot deadlock; conflicting accesses are ordered;
-nothing is read that nothing wrote; rows share as the machine can, by a pairing of their size; what channel masks kept in DRAM is not used; weights and inputs are never
-overwritten; the output is written before every exit and the end. A program that passes runs to its end, or to an exit
-before it, on its machine, whatever the input.
+nothing is read that nothing wrote; rows share as the machine can, by a pairing of their size; what channel masks kept
+in DRAM is not used; weights and inputs are never overwritten; the output is written before every exit and the end. A
+program that passes runs to its end, or to an exit before it, on its machine, whatever the input.
 """
 
 from __future__ import annotations

@@ -179,8 +179,8 @@ class Cost:
     """cycles = fixed + ceil(work * numerator / denominator); `work` is what the unit measured on the data.
 
     Work is the sum over rounds for `Accumulate` and `Depthwise` (all cycles where rows share beyond pairs), and bursts
-    for a copy that moves spikes. Under channel masks it is what they leave: bursts of a `Load`, passes times rounds, multiplications, groups of neurons. 0 for all
-    others.
+    for a copy that moves spikes. Under channel masks it is what they leave: bursts of a `Load`, passes times rounds,
+    multiplications, groups of neurons. 0 for all others.
     """
 
     fixed: int

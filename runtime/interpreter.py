@@ -131,8 +131,8 @@ def run(
 ) -> RunResult:
     """Run the program on int8 inputs [inputs, steps, height, width, channels] (see `quantise_input`).
 
-    `share` off runs every Accumulate as if its sharing were none: the same integers, other counts. `workers` threads take
-    one input each; `progress` hears how many inputs are done. Both kernel families give the same bytes and counts.
+    `share` off runs every Accumulate as if its sharing were none: the same integers, other counts. `workers` threads
+    take one input each; `progress` hears how many inputs are done. Both kernel families give the same bytes and counts.
     """
     _check_integers(program, integers)
     shared = decoded(program)

@@ -73,7 +73,8 @@ def small_code() -> tuple[Instruction, ...]:
             load(Region.SPIKE, Traffic.SPIKE, ROOM_AT, FIRST, SPIKES),
             Accumulate(
                 **window(1, 0, CHANNELS, 2, PIXELS * 2),
-                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, sharing=Sharing.PAIR,
+                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1,
+                sharing=Sharing.PAIR,
             ),
             fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST),
             Layer(index=2),
@@ -195,7 +196,8 @@ def step_code(step: int, guarded: bool, head: int = 2) -> list[Instruction]:
         *([Load(**rows, source=AT["linear"], target=AT["linear"], **masks)] if masks else []),
         Accumulate(
             **window(1, 0, CHANNELS, 2, PIXELS * 2) | one,
-            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, sharing=Sharing.PAIR, **masks,
+            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1,
+            sharing=Sharing.PAIR, **masks,
         ),
         replace(
             fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST), **one, start=int(first)

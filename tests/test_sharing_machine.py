@@ -145,7 +145,7 @@ def test_only_mutual_partners_of_the_right_number_pair() -> None:
 
 
 def test_a_sum_waits_for_its_terms_and_not_for_those_who_add_it_to_rows() -> None:
-    """Two rows of the same three spikes: one sum in three cycles, added to both in two more; two idle rows meanwhile."""
+    """Two rows of the same three spikes: one sum in three cycles, added to both in two more cycles."""
     bits = np.array([[1, 1, 1], [1, 1, 1]], np.uint8)
     (window,) = windows_of(bits[:, None], Sharing.PREFIX, REUSE, ALONE)
     assert (window.reuse.accumulations, window.reuse.merges) == (3, 2)
@@ -258,9 +258,9 @@ def test_a_pass_refuses_modes_that_there_are_not(passes: str, said: str) -> None
 
 
 def test_matching_needs_calibration_inputs_and_layers_must_be_there() -> None:
-    with pytest.raises(CStepError, match="^factor-common-spikes: mode=match pairs rows by calibration inputs; none"):
+    with pytest.raises(CStepError, match=r"^factor-common-spikes: mode=match pairs rows by calibration inputs; none"):
         FactorCommonSpikes("match").apply(golden_network())
-    with pytest.raises(CStepError, match="^factor-common-spikes: layers=nope; no such layer shares, there are c1, c2"):
+    with pytest.raises(CStepError, match=r"^factor-common-spikes: layers=nope; no such layer shares, there are c1, c2"):
         FactorCommonSpikes("forest", ("nope=pair",)).apply(golden_network())
 
 

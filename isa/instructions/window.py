@@ -95,8 +95,8 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     The other modes look for what to share in windows of rows, at the bits under all taps:
       group4, group8  a step's pixels in row-major order, by fours or eights: what all have, then each half beyond that
       match           two pixels of a step, or two steps of a pixel, as the latched pairing says (see `Pair`)
-      prefix          tiles of some channels: a row of two spikes or more begins with its largest subset, of fewer spikes
-                      or as many and a smaller index
+      prefix          tiles of channels: a row of two spikes or more begins with its largest subset, one of fewer spikes
+                      or of as many and a smaller index
       forest          tiles of channels: again and again, the two terms that most rows have together become a sum
     Windows of groups are pixels of one step, of matched pixels whole steps, of all others pixel by pixel all steps; the
     machine file says how many rows, channels of a tile, and partial sums stored. A term of a sum is a weight row or a

@@ -97,7 +97,7 @@ def _schedule(starts, operands, signs, channels, partial, elements):
     for user in users:
         missing[user] += user < partial
     ready = [each for each in range(sums) if missing[each] == 0]  # ascending, so it is a heap
-    waiting = [(0, 0) for _ in range(0)]
+    waiting = [(known[0], 0) for _ in range(0)]
     free = [0 for _ in range(elements)]
     started, cycles = 0, 0
     while started < sums:

@@ -9,6 +9,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 
+SUMS = 1024
+"""So many sums have room for their counts at first; a triangle of pairs grows behind its end."""
+
+
 @dataclass(frozen=True)
 class Intersections:
     """Partial sums of two terms each, and what is left of the rows.
@@ -34,7 +38,8 @@ def intersect(rows: NDArray[np.int8], most: int) -> Intersections:
     room = rows.shape[1] + min(most, int(np.count_nonzero(rows)))
     members = np.zeros((room, len(rows)), np.int8)
     members[: rows.shape[1]] = rows.T
-    counts = np.zeros((2 if signed else 1, room, room), np.int16 if len(rows) < 1 << 15 else np.int32)
+    first = min(room, rows.shape[1] + SUMS)
+    counts = np.zeros((2 if signed else 1, first * (first - 1) // 2), np.int16 if len(rows) < 1 << 15 else np.int32)
     channels = rows.shape[1]
     pairs, relation, touched = _intersect(members, counts, channels)
     order = _depth_first(pairs, channels)
@@ -76,8 +81,9 @@ def _depth_first(pairs, channels):
 
 @njit(nogil=True, cache=True)
 def _count(counts, first, second, product, change):
-    """Change the count of a pair; its place is [relation, larger term, smaller term]."""
-    counts[0 if product > 0 else 1, max(first, second), min(first, second)] += change
+    """Change the count of a pair; its place is [relation, that of the pair among those of smaller terms]."""
+    larger, smaller = max(first, second), min(first, second)
+    counts[0 if product > 0 else 1, (larger * (larger - 1) >> 1) + smaller] += change
 
 
 @njit(nogil=True, cache=True)
@@ -123,7 +129,7 @@ def _intersect(members, counts, channels):
                 queue = np.concatenate((queue, np.empty_like(queue)))
             for kind in range(len(counts)):
                 for other in range(term):
-                    count = counts[kind, term, other]
+                    count = counts[kind, (term * (term - 1) >> 1) + other]
                     touched += count > 0
                     if count >= 2:
                         filled = _queue(queue, heads, filled, count, kind, term, other)
@@ -134,12 +140,14 @@ def _intersect(members, counts, channels):
             return pairs[: terms - channels].copy(), relations[: terms - channels].copy(), touched
         place = heads[most]
         kind, first, second, heads[most] = queue[place]
-        count = counts[kind, first, second]
+        count = counts[kind, (first * (first - 1) >> 1) + second]
         touched += 1
         if count < most:
             if count >= 2:
                 _queue(queue, heads, place, count, kind, first, second)
             continue
+        while terms * (terms + 1) >> 1 > counts.shape[1]:
+            counts = np.concatenate((counts, np.zeros_like(counts)), axis=1)
         pairs[terms - channels] = first, second
         relations[terms - channels] = 1 - 2 * kind
         for row in range(rows):

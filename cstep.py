@@ -185,7 +185,7 @@ def run(
 ) -> Result:
     """Run a program on float32 images [B, C, H, W] as the model takes them, or events [B, T, C, H, W].
 
-    `share` off switches pair sharing off: the same integers, other counts. `workers` threads take one input each
+    `share` off switches sharing off: the same integers, other counts. `workers` threads take one input each
     (None: one for each core). `progress` hears how many inputs are done.
     """
     import numpy as np

@@ -51,7 +51,7 @@ def run_command_line(
     program_file: ProgramFile,
     data: Data,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many inputs.")] = None,
-    share: Annotated[bool, typer.Option(help="Adjacent tokens share accumulations; the integers are the same.")] = True,
+    share: Annotated[bool, typer.Option(help="Tokens share accumulations; the integers are the same.")] = True,
     kernels: Annotated[cstep.Kernels, typer.Option(help="Both give the same bytes and counts.")] = "fast",
     machine: Annotated[str | None, typer.Option(help="Refuse a program that is made for another machine.")] = None,
     energy: Annotated[str, typer.Option(metavar="TABLE", help="The energy table that is shown.")] = "cacti-28nm-lop",

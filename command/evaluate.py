@@ -31,7 +31,7 @@ def eval_command(
         Literal["loky", "dask", "ray"], typer.Option(help="Processes here, or a cluster whose workers see both paths.")
     ] = "loky",
     address: Annotated[str | None, typer.Option(help="The cluster's, e.g. tcp://10.0.0.1:8786.")] = None,
-    share: Annotated[bool, typer.Option(help="Adjacent tokens share accumulations; the integers are the same.")] = True,
+    share: Annotated[bool, typer.Option(help="Tokens share accumulations; the integers are the same.")] = True,
     kernels: Annotated[cstep.Kernels, typer.Option(help="Both give the same bytes and counts.")] = "fast",
     machine: Annotated[str | None, typer.Option(help="Refuse a program for another machine; a model's target.")] = None,
     energy: Annotated[str, typer.Option(metavar="TABLE", help="The energy table that is shown.")] = "cacti-28nm-lop",

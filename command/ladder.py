@@ -65,7 +65,7 @@ class Climb:
         compiled = compile_integer(
             self.integer, self.machine, step.settings.passes() if step.settings else Parts(), step.schedule,
             hoist=step.hoist, front=self.front, normalisation=self.normalisation, check=self.check,
-            emulate=cstep.emulate, provenance=Provenance(
+            emulate=cstep.emulate, calibration=self.calibration, provenance=Provenance(
                 model=name, checkpoint=checkpoint, calibration=calibrated_on, pipeline="", schedule=step.schedule,
                 version=cstep.__version__, settings=step.settings.canonical() if step.settings else "",
             ),
@@ -97,7 +97,7 @@ def climb(
     from runtime.report.write import make_directory
 
     make_directory(folder)
-    steps = [(model, step) for step in steps_of(settings, retrained=before is not None)]
+    steps = [(model, step) for step in steps_of(settings, retrained=before is not None, sharing=model.machine.sharing)]
     steps = steps if before is None else [(before, BEFORE), *steps]
     require_free(folder, bool(options.get("resume")))
     rungs: list[Rung] = []

@@ -24,6 +24,7 @@ from compiler.calibrate.ranges import image_scale
 from compiler.check import Checker, CheckResult, Emulate
 from compiler.ir.network import Network
 from compiler.passes.canonicalise import Canonicalise
+from compiler.passes.factor_common_spikes import FactorCommonSpikes
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_linear_chains import FoldLinearChains
 from compiler.passes.fuse_attention import FuseAttention
@@ -64,6 +65,7 @@ PASSES: tuple[type[NetworkPass], ...] = (
     HoistInvariant,
     GuardChannels,
     InsertExits,
+    FactorCommonSpikes,
     LowerToCstep,
     Allocate,
     Synchronise,
@@ -79,7 +81,8 @@ DEFAULT_PASSES = (
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
 
 Lossy passes are asked for: set-timesteps in front of mask-timesteps, stop-tokens or halt-tokens behind it,
-guard-channels and then insert-exits behind hoist-invariant (compiler/settings.py).
+guard-channels and then insert-exits behind hoist-invariant (compiler/settings.py); and factor-common-spikes, which is
+exact, in front of lower-to-cstep.
 """
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""

@@ -8,6 +8,7 @@
     [guard]       pruning of channels that were silent early
     [tokens]      which share of the tokens goes through each block
     [halting]     tokens that halt when their scores add up, of models trained for it
+    [sharing]     how rows share sums; the values do not depend on it
     [[curve]]     what other bounds of the loss would have given
 
 Only [model] is needed. A program carries its settings as provenance.
@@ -48,6 +49,7 @@ def _as_tuple(value: Any) -> Any:
 Criterion = Literal["lightsoftmax", "softmax", "entropy"]
 GuardMode = Literal["rows", "columns", "both"]
 Score = Literal["paper", "spatial", "temporal", "code", "random"]
+Mode = Literal["none", "pair", "group4", "group8", "match", "prefix", "forest"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]
 Several = BeforeValidator(_as_tuple)
@@ -121,6 +123,13 @@ class Halting(Table):
     loss: Points | None = None
 
 
+class RowSharing(Table):
+    """How rows of weighted layers share sums (docs/sharing.md): a mode for all, and others by layer."""
+
+    mode: Mode = "pair"
+    layers: dict[str, Mode] = Field(default_factory=dict)
+
+
 class Timesteps(Table):
     """Masks of neuron layers: 1100 is the first two timesteps of four."""
 
@@ -149,13 +158,14 @@ class Parts:
     tokens: str = ""
     guard: str = ""
     exits: str = ""
+    sharing: str = ""
 
     def pipeline(self, hoist: bool = True) -> str:
         """The default pipeline with these parts in their places, and without `hoist-invariant` where not wanted."""
         front, _, back = DEFAULT_PASSES.partition(LOWERING)
         front = front.replace(MASKING, self.timesteps + MASKING + self.tokens)
         front = front if hoist else front.replace(HOISTING, "")
-        return front + self.guard + self.exits + LOWERING + back
+        return front + self.guard + self.exits + self.sharing + LOWERING + back
 
 
 class Settings(Table):
@@ -169,12 +179,19 @@ class Settings(Table):
     guard: Guard | None = None
     tokens: Tokens | None = None
     halting: Halting | None = None
+    sharing: RowSharing | None = None
     curve: tuple[CurvePoint, ...] = ()
 
     def passes(self) -> Parts:
         """The pipeline's parts that apply them."""
         tokens = _tokens(self.tokens) + _halting(self.halting)
-        return Parts(_masks(self.timesteps), tokens, _guard(self.guard), _exits(self.exit))
+        return Parts(
+            timesteps=_masks(self.timesteps),
+            tokens=tokens,
+            guard=_guard(self.guard),
+            exits=_exits(self.exit),
+            sharing=_sharing(self.sharing),
+        )
 
     def canonical(self) -> str:
         """The one spelling as JSON, for the provenance."""
@@ -283,7 +300,7 @@ def _said(error: ValidationError) -> str:
 def _keys(table: str) -> list[str]:
     kinds: dict[str, type[Table]] = {
         "": Settings, "model": Model, "data": Data, "exit": Exit, "guard": Guard, "timesteps": Timesteps,
-        "tokens": Tokens, "halting": Halting, "curve": CurvePoint,
+        "tokens": Tokens, "halting": Halting, "sharing": RowSharing, "curve": CurvePoint,
     }  # fmt: skip
     fields = kinds[table].model_fields
     return [field.alias or name for name, field in fields.items()]
@@ -327,6 +344,13 @@ def _halting(halting: Halting | None) -> str:
         return ""
     values = f"alpha={halting.alpha!r} beta={halting.beta!r} epsilon={halting.epsilon!r} output={halting.output}"
     return f"halt-tokens{{{values}}},"
+
+
+def _sharing(sharing: RowSharing | None) -> str:
+    if sharing is None:
+        return ""
+    layers = ",".join(f'"{label}={mode}"' for label, mode in sharing.layers.items())
+    return f"factor-common-spikes{{mode={sharing.mode}{f' layers={layers}' if layers else ''}}},"
 
 
 def _masks(timesteps: Timesteps | None) -> str:

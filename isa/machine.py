@@ -8,9 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from isa.errors import CStepError
+
+SharingMode = Literal["pair", "group4", "group8", "match", "prefix", "forest"]
+"""The members of `isa.word.Sharing` but NONE, which every machine has."""
 
 PRESETS = Path(__file__).parent / "machines"
 
@@ -19,7 +22,7 @@ class Number(BaseModel):
     """A number and where it comes from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    value: float | str
+    value: float | str | tuple[str, ...]
     source: str
 
 
@@ -46,7 +49,36 @@ class Machine(BaseModel):
     dram_latency_cycles: int = Field(ge=0)
     burst_bytes: int = Field(ge=1)
     weight_port: Literal["free", "round", "word"]
+    sharing: tuple[SharingMode, ...] = ("pair",)
+    """How rows may share what they have in common (`isa.word.Sharing`)."""
+    reuse_rows: int = Field(default=0, ge=0, le=4096, multiple_of=8)
+    """Rows of a window, in which all modes but `pair` look for what to share."""
+    prefix_channels: int = Field(default=0, ge=0)
+    """Channels of a tile of `prefix`; 0: all of them."""
+    forest_channels: int = Field(default=0, ge=0)
+    """Channels of a tile of `forest`; 0: all of them."""
+    reuse_sums: int = Field(default=0, ge=0)
+    """Partial sums that are stored at once, each of `lanes` outputs."""
+    matching_bits: int = Field(default=0, ge=0)
+    """Bits that are compared in a cycle to find what to share."""
     sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_room_to_share(self) -> Machine:
+        """A machine that shares beyond pairs says where it keeps sums, and how fast it finds them."""
+        beyond = [mode for mode in self.sharing if mode != "pair"]
+        if beyond and not (self.reuse_rows and self.reuse_sums and self.matching_bits):
+            raise ValueError(f"{beyond[0]} needs reuse_rows, reuse_sums and matching_bits of 1 or more")
+        if "prefix" in beyond and self.reuse_sums < self.reuse_rows:
+            raise ValueError(
+                f"prefix stores up to a sum a row: reuse_sums must be reuse_rows={self.reuse_rows} or more"
+            )
+        return self
+
+    @property
+    def processing_elements(self) -> int:
+        """PEs: pairs in flight, of as many timesteps."""
+        return self.pairs * self.window
 
     @property
     def dram_latency(self) -> int:
@@ -78,8 +110,8 @@ def _validate(values: dict[str, Any], where: str) -> Machine:
         return Machine.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CStepError(f"machine {where}: {field}: {first['msg']}") from None
+        field = ".".join(str(part) for part in first["loc"]) or "sharing"
+        raise CStepError(f"machine {where}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def presets() -> list[str]:

@@ -20,6 +20,7 @@ from isa.word import (
     Gives,
     Instruction,
     Region,
+    Sharing,
     Spec,
     Traffic,
     Unit,
@@ -101,7 +102,7 @@ def _regions() -> str:
         Region.WEIGHT: (machine.weight_buffer_bytes, "int8 weights"),
         Region.SPIKE: (machine.spike_buffer_bytes, "spike words; images, events and 8-bit streams as int8"),
         Region.OUTPUT: (machine.output_buffer_bytes, "accumulators, membranes, 16-bit streams, features, logits"),
-        Region.CONSTANT: (machine.constant_buffer_bytes, "biases, thresholds, multipliers"),
+        Region.CONSTANT: (machine.constant_buffer_bytes, "biases, thresholds, multipliers, pairings"),
         Region.CHANNEL: (machine.channel_buffer_bytes, "early spike counts and channel masks"),
     }
     rows = [(int(region), f"`{region.name}`", *holds[region]) for region in Region]
@@ -121,7 +122,7 @@ def _text() -> str:
 
 def _enumerations() -> str:
     parts = ["## Enumerations"]
-    for kind in (Traffic, Charge, Criterion, Gives):
+    for kind in (Traffic, Sharing, Charge, Criterion, Gives):
         rows = [(int(member), f"`{member.name.lower()}`") for member in kind]
         parts.append(f"`{kind.__name__}`: {inspect.getdoc(kind)}\n\n{table(('number', 'name'), rows)}")
     return "\n\n".join(parts)

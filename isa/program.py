@@ -21,7 +21,7 @@ from isa.machine import Machine, load_machine
 from isa.verify import verify
 from isa.word import WORD_BYTES, Instruction, decode, encode
 
-SCHEMA = "cstep-program/3"
+SCHEMA = "cstep-program/4"
 
 
 class Strict(BaseModel):

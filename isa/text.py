@@ -1,6 +1,6 @@
 """Assembler and disassembler: one line an instruction, derived from the field declarations.
 
-    accumulate spikes=SPIKE[0] weights=WEIGHT[32768] accumulators=OUTPUT[0] steps=2 ... fresh share wait=dma post=neuron
+    accumulate spikes=SPIKE[0] weights=WEIGHT[32768] accumulators=OUTPUT[0] steps=2 ... sharing=pair fresh wait=dma
 
 First the mnemonic, then in any order: addresses as REGION[byte], numbers, enumerations by lower-case name, flags by
 their bare name where set, and the units waited for and posted to. A number may be left out where it is 0, an address

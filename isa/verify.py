@@ -1,9 +1,9 @@
 """What a program must satisfy before anything runs.
 
 Ranges, sizes and addresses; every token has its counterpart and cannot deadlock; conflicting accesses are ordered;
-nothing is read that nothing wrote; what channel masks kept in DRAM is not used; weights and inputs are never
-overwritten; the output is written before every exit and the end. A program that passes runs to its end, or to an exit
-before it, on its machine, whatever the input.
+nothing is read that nothing wrote; rows share as the machine can, by a pairing of their size; what channel masks kept
+in DRAM is not used; weights and inputs are never overwritten; the output is written before every exit and the end. A
+program that passes runs to its end, or to an exit before it, on its machine, whatever the input.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from isa.errors import CStepError
 from isa.footprint import overlaps_itself, overwritten
 from isa.instructions import Accumulate, Attend, Decide, End, Exit, Fire, Keep, Layer, Rescale
 from isa.ordering import check_order, place, span, verb
+from isa.sharing import check_sharing
 from isa.word import Access, Instruction, Region, Unit, encode
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def verify(program: Program) -> None:
     _check_exits(program.code, header)
     check_kept(program.code)
     accesses = _check_words(program.code, region_sizes(header))
+    check_sharing(program.code, header.machine)
     _check_source_map(program)
     check_order(program.code)
     check_contents(program, accesses)

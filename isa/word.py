@@ -53,6 +53,18 @@ class Traffic(IntEnum):
     STREAM = 6
 
 
+class Sharing(IntEnum):
+    """Which rows of an `Accumulate` share what they have in common (see there); a row is an output pixel at a step."""
+
+    NONE = 0
+    PAIR = 1
+    GROUP4 = 2
+    GROUP8 = 3
+    MATCH = 4
+    PREFIX = 5
+    FOREST = 6
+
+
 class Criterion(IntEnum):
     """What an exit's decision measures (see `Decide`)."""
 
@@ -184,9 +196,9 @@ class Access:
 class Cost:
     """cycles = fixed + ceil(work * numerator / denominator); `work` is what the unit measured on the data.
 
-    Work is the sum over rounds for `Accumulate` and `Depthwise`, and bursts for a copy that moves spikes. Under channel
-    masks it is what they leave: bursts of a `Load`, passes times rounds, multiplications, groups of neurons. 0 for all
-    others.
+    Work is the sum over rounds for `Accumulate` and `Depthwise` (all cycles where rows share beyond pairs), and bursts
+    for a copy that moves spikes. Under channel masks it is what they leave: bursts of a `Load`, passes times rounds,
+    multiplications, groups of neurons. 0 for all others.
     """
 
     fixed: int

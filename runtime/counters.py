@@ -52,9 +52,21 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("sop_bit", "operations", "set input bits under the taps x outputs: accumulations without sharing"),
     Counter("sop_value", "operations", "spike values under the taps x outputs: set bits << plane"),
     Counter("common", "operations", "bits set in both pixels of a pair x outputs"),
-    Counter("sop_union", "operations", "sop_bit - common: accumulations with sharing, the merges not counted"),
-    Counter("merges", "operations", "2 x outputs for each pair and step with anything common, where shared"),
-    Counter("sop_hw", "operations", "what the PEs do: sop_union + merges where shared, sop_bit elsewhere"),
+    Counter(
+        "sop_union",
+        "operations",
+        "accumulations with sharing, merges not counted: of pairs (also where not shared) sop_bit - common",
+    ),
+    Counter(
+        "merges",
+        "operations",
+        "partial sums added to sums x outputs, where shared; of pairs 2 for each pair and step with anything common",
+    ),
+    Counter("copies", "operations", "partial sums that begin as a copy of another that is still needed x outputs"),
+    Counter("sop_hw", "operations", "what the PEs do: sop_union + merges + copies where shared, sop_bit elsewhere"),
+    Counter(
+        "matching_bits", "bits", "compared to find what rows share beyond pairs, once for an instruction's outputs"
+    ),
     Counter(
         "mac",
         "operations",
@@ -84,6 +96,9 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("spike_buffer_bytes", "bytes", "spike buffer, both directions"),
     Counter(
         "output_buffer_bytes", "bytes", "output buffer (accumulators, membranes, streams, results), both directions"
+    ),
+    Counter(
+        "partial_sum_bytes", "bytes", "partial sums written, and read to make others, where rows share beyond pairs"
     ),
     Counter("constant_buffer_bytes", "bytes", "constant buffer, both directions"),
     Counter("channel_buffer_bytes", "bytes", "channel buffer (early counts and channel masks), both directions"),
@@ -168,13 +183,13 @@ def count(
     """All counters of one input, int64 [layers, counters], from its record [n, columns] of what ran."""
     values = static.copy()
     by_layer = np.zeros((program.layers, record.shape[1]), np.int64)
-    saved = np.zeros(program.layers, np.int64)
-    _add_by_layer(record, program.layer, program.shares & share, RECORD.common, by_layer, saved)
+    shared = np.zeros(program.layers, np.int64)
+    columns = RECORD.sop_bit, RECORD.sop_union
+    _add_by_layer(record, program.layer, program.shares & share, columns, by_layer, shared)
     for name, column in RECORD._asdict().items():
         if name in INDEX:
             values[:, INDEX[name]] += by_layer[:, column]
-    values[:, INDEX["sop_union"]] = values[:, INDEX["sop_bit"]] - values[:, INDEX["common"]]
-    values[:, INDEX["sop_hw"]] = values[:, INDEX["sop_bit"]] - saved + values[:, INDEX["merges"]]
+    values[:, INDEX["sop_hw"]] = shared + values[:, INDEX["merges"]] + values[:, INDEX["copies"]]
     values[:, INDEX["cycles"]] = times.frontier
     for unit in Unit:
         name = unit.name.lower()
@@ -187,11 +202,10 @@ def count(
 
 
 @njit(nogil=True, cache=True)
-def _add_by_layer(record, layer_of, shared, common, by_layer, saved) -> None:
-    """Sum the rows of a layer; `saved` sums what is common (the column of that name) where that is shared."""
+def _add_by_layer(record, layer_of, shares, columns, by_layer, accumulated) -> None:
+    """Sum the rows of a layer; `accumulated` sums the second of two columns where rows share, else the first."""
     for index in range(len(record)):
         layer = layer_of[index]
         for column in range(record.shape[1]):
             by_layer[layer, column] += record[index, column]
-        if shared[index]:
-            saved[layer] += record[index, common]
+        accumulated[layer] += record[index, columns[1] if shares[index] else columns[0]]

@@ -113,7 +113,9 @@ class Decoded:
     static: tuple[dict[str, int], ...]
     """[n] what each instruction counts whatever the data."""
     shares: NDArray[np.bool_]
-    """[n] whether the instruction shares what a pair has in common."""
+    """[n] whether the instruction shares what rows have in common."""
+    reuses: tuple[int, ...]
+    """The numbers of the instructions whose rows share beyond pairs."""
     planes: NDArray[np.int64]
     """[n] how many Accumulates from this one on are the planes of one input; kernels may take them together."""
     decides: tuple[int, ...]
@@ -150,7 +152,8 @@ def _decode(program: Program) -> Decoded:
         layers=max(len(program.header.layers), 1, int(layer.max(initial=0)) + 1),
         posts=_queue_starts(code),
         static=tuple(each.counts() for each in code),
-        shares=np.array([isinstance(each, Accumulate) and bool(each.share) for each in code], np.bool_),
+        shares=np.array([isinstance(each, Accumulate) and bool(each.sharing) for each in code], np.bool_),
+        reuses=tuple(index for index, each in enumerate(code) if isinstance(each, Accumulate) and each.reuses),
         planes=_planes(code),
         decides=tuple(index for index, each in enumerate(code) if isinstance(each, Decide)),
         scratch=Scratch(code),

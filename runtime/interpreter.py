@@ -41,6 +41,8 @@ class RunResult:
     """[inputs]: timesteps run; the logits are integers of so many, sums over them."""
     decisions: NDArray[np.int64]
     """[inputs, exits, classes]: the logits that each exit decided on, 0 where it was not reached."""
+    partial_sums: NDArray[np.int64]
+    """[inputs]: the most partial sums stored at once, where rows share beyond pairs."""
     currents: dict[int, NDArray[np.int32]] | None = None
     """By layer index, [inputs, timesteps, rows * columns, channels]: every neuron's input current, when observed.
 
@@ -129,8 +131,8 @@ def run(
 ) -> RunResult:
     """Run the program on int8 inputs [inputs, steps, height, width, channels] (see `quantise_input`).
 
-    `share` off runs every Accumulate as if its flag were 0: the same integers, other counts. `workers` threads take
-    one input each; `progress` hears how many inputs are done. Both kernel families give the same bytes and counts.
+    `share` off runs every Accumulate as if its sharing were none: the same integers, other counts. `workers` threads
+    take one input each; `progress` hears how many inputs are done. Both kernel families give the same bytes and counts.
     """
     _check_integers(program, integers)
     shared = decoded(program)
@@ -139,6 +141,7 @@ def run(
     logits = np.zeros((len(integers), classes), np.int64)
     decisions = np.zeros((len(integers), len(shared.decides), classes), np.int64)
     steps = np.full(len(integers), program.header.timesteps, np.int64)
+    stored = np.zeros(len(integers), np.int64)
     values = np.zeros((len(integers), *static_counts(program).shape), np.int64)
     seen = empty_observation(program, len(integers)) if observe else None
     threads = local()
@@ -153,14 +156,15 @@ def run(
         if isinstance(last, Exit):
             steps[number] = last.steps
         record = machinery.record[:stop]
+        stored[number] = record[:, RECORD.partial_sums].max()
         times = timeline(shared, record[:, RECORD.work])
         values[number] = count(shared, static_counts(program, stop), share, record, times)
 
     _each_input(one, len(integers), workers, progress)
     counters = Counters(layer_names(program), values)
     if seen is None:
-        return RunResult(logits, counters, steps, decisions)
-    return RunResult(logits, counters, steps, decisions, seen.currents, seen.spikes)
+        return RunResult(logits, counters, steps, decisions, stored)
+    return RunResult(logits, counters, steps, decisions, stored, seen.currents, seen.spikes)
 
 
 def _each_input(one: Callable[[int], None], inputs: int, workers: int, progress: Callable[[int], None] | None) -> None:

@@ -24,14 +24,20 @@ one accumulation for each output channel. Four figures stand side by side, becau
   `sop_value` is the sum of the values (a 3 is three). On layers whose input is {0,1} the two are equal, and equal to
   SpikingJelly's `SynOpCounter`, which counts only such layers.
 * `sop_union` is `sop_bit` less what a pair of adjacent tokens has in common: the paper's figure. It leaves out the
-  additions that bring the common partial sum back into both tokens.
+  additions that bring the common partial sum back into both tokens. Where a program's rows share otherwise (groups,
+  matched pairs, prefixes, forests: docs/sharing.md), it is the weight rows that are added, likewise.
 * `sop_hw` is `sop_union` plus those merges (two additions per output for every pair and timestep of an instruction
-  with anything in common): what the PEs do. With `--no-share` it is `sop_bit`.
+  with anything in common; otherwise every partial sum that is added to a sum) and copies: what the PEs do. With
+  `--no-share` it is `sop_bit`.
 
 A depthwise convolution counts like any other, with one output for each input; its channels share nothing.
 
 All of them count each accumulate instruction for itself: a layer whose input channels are cut into tiles, or whose
 input has several bit planes, merges once in each. Energy and cycles are charged for `sop_hw`, never for `sop_union`.
+
+Beyond pairs, finding what rows share is charged, too: `matching_bits`, for every instruction, whether or not another
+one read the same spikes; so are partial sums in their buffer (`partial_sum_bytes`) and each addition of one to a row, a
+read and a write in the output buffer.
 
 ## Spikes in memory
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isa.instructions import Keep
+from isa.instructions import PARTNER_BYTES, Keep, Pair
 from isa.machine import Machine
 from isa.program import Program
 from isa.word import Region, Unit
@@ -15,6 +15,7 @@ from isa.word import Region, Unit
 LATCHES = ("kept_rows", "kept_neurons", "kept_tokens")
 SPARE_BYTES = 512
 """Bytes behind each region's end that vector loads may read (never write, never use)."""
+PAIRING_BYTES = PARTNER_BYTES * (2 + (1 << Pair.specs["rows"].bits))
 
 
 @dataclass
@@ -30,6 +31,8 @@ class State:
     channel: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     """Bit i: whether word i of the spike buffer is non-zero."""
+    pairing: NDArray[np.uint8]
+    """What the latest `pair` latched, uint16: how many rows, whether they are timesteps, and each row's partner."""
     flags: NDArray[np.uint8]
     """One byte: whether the latest `decide` said that the next `exit` is taken."""
     kept_rows: NDArray[np.uint8]
@@ -51,6 +54,7 @@ class State:
             constant=_zeros(machine.constant_buffer_bytes),
             channel=_zeros(machine.channel_buffer_bytes),
             mask=_zeros(max(machine.word_mask_buffer_bytes, -(-machine.spike_buffer_bytes // 16))),
+            pairing=_zeros(PAIRING_BYTES),
             flags=_zeros(1),
             kept_rows=_zeros(latched),
             kept_neurons=_zeros(latched),
@@ -82,7 +86,7 @@ class State:
 
     def regions(self) -> dict[str, NDArray[np.uint8]]:
         """All that an instruction can change, by name."""
-        names = ("private", "weight", "spike", "output", "constant", "channel", "mask", "flags", *LATCHES)
+        names = ("private", "weight", "spike", "output", "constant", "channel", "mask", "pairing", "flags", *LATCHES)
         return {name: getattr(self, name) for name in names}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from isa.instructions import (
     Load,
     Mask,
     Multiply,
+    Pair,
     Pool,
     PoolValues,
     Rescale,
@@ -32,7 +34,7 @@ from isa.instructions import (
     words_of,
 )
 from isa.machine import load_machine
-from isa.word import Charge, Criterion, Instruction, Region, Traffic, Unit
+from isa.word import Charge, Criterion, Instruction, Region, Sharing, Traffic, Unit
 from runtime.decoded import region_bytes
 
 MEMORY_BYTES = 1500
@@ -88,6 +90,13 @@ def accumulates(draw: st.DrawFn) -> Accumulate:
 
 
 @st.composite
+def pairings(draw: st.DrawFn, rows: int = 0) -> Pair:
+    """A table anywhere in the constant buffer; `rows` of it, or any number."""
+    rows = rows or draw(st.integers(1, 40))
+    return Pair(table=2 * draw(st.integers(0, 100)), rows=rows, timesteps=draw(FLAG))
+
+
+@st.composite
 def accumulates_of_planes(draw: st.DrawFn) -> list[Accumulate]:
     """The planes of a count train, one Accumulate each, as a layer has them; sometimes one of them is out of order."""
     window, sides, spikes = draw(windows(wide=False)), draw(accumulate_sides()), 2 * draw(st.integers(0, 100))
@@ -101,7 +110,7 @@ def accumulates_of_planes(draw: st.DrawFn) -> list[Accumulate]:
 
 
 @st.composite
-def accumulate_sides(draw: st.DrawFn) -> dict[str, Any]:
+def accumulate_sides(draw: st.DrawFn, modes: Sequence[Sharing] = (Sharing.NONE, Sharing.PAIR)) -> dict[str, Any]:
     """All of an Accumulate that does not say which spikes it reads."""
     return {
         "weights": draw(st.integers(0, 99)),
@@ -109,7 +118,7 @@ def accumulate_sides(draw: st.DrawFn) -> dict[str, Any]:
         "outputs": draw(CHANNELS),
         "plane": draw(st.integers(0, 2)),
         "fresh": draw(FLAG),
-        "share": draw(FLAG),
+        "sharing": draw(st.sampled_from(modes)),
     }
 
 
@@ -405,7 +414,7 @@ def copies(draw: st.DrawFn) -> Load | Store:
 
 UNITS: dict[Unit, st.SearchStrategy[Instruction]] = {
     Unit.DMA: copies(),
-    Unit.PE: accumulates() | depthwise(),
+    Unit.PE: st.one_of(accumulates(), depthwise(), pairings()),
     Unit.NEURON: st.one_of(
         st.one_of(fires(), counts_of_spikes(), guards()),
         st.one_of(adds(), rescales(), masks(), pools(), pools_of_values(), dilations()),

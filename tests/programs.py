@@ -25,7 +25,7 @@ from isa.instructions import (
 )
 from isa.machine import load_machine
 from isa.program import Header, Input, LayerInfo, Output, Program, Provenance
-from isa.word import Address, Charge, Choice, Count, Criterion, Instruction, Region, Spec, Traffic
+from isa.word import Address, Charge, Choice, Count, Criterion, Instruction, Region, Sharing, Spec, Traffic
 
 STEPS, SIDE, COLORS, CHANNELS, CLASSES = 2, 4, 2, 8, 3
 PIXELS = SIDE * SIDE
@@ -73,7 +73,8 @@ def small_code() -> tuple[Instruction, ...]:
             load(Region.SPIKE, Traffic.SPIKE, ROOM_AT, FIRST, SPIKES),
             Accumulate(
                 **window(1, 0, CHANNELS, 2, PIXELS * 2),
-                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, share=1,
+                spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1,
+                sharing=Sharing.PAIR,
             ),
             fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST),
             Layer(index=2),
@@ -195,7 +196,8 @@ def step_code(step: int, guarded: bool, head: int = 2) -> list[Instruction]:
         *([Load(**rows, source=AT["linear"], target=AT["linear"], **masks)] if masks else []),
         Accumulate(
             **window(1, 0, CHANNELS, 2, PIXELS * 2) | one,
-            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1, share=1, **masks,
+            spikes=FIRST, weights=AT["linear"], accumulators=0, outputs=CHANNELS, plane=0, fresh=1,
+            sharing=Sharing.PAIR, **masks,
         ),
         replace(
             fire(SECOND, CONSTANTS, ACCUMULATORS + 2 * PIXELS * CHANNELS, residual=FIRST), **one, start=int(first)
@@ -279,6 +281,10 @@ def _fitting(fields: dict[str, int]) -> dict[str, int]:
         result |= {"kernel": fields["kernel"] | 1, "steps": fields["steps"] if fields["pooled"] else 1}
         result["input_rows"] = min(max(fields["input_rows"], fields["top"] + 1), 1023)
         result["rows"] = 1 + (fields["rows"] - 1) % (result["input_rows"] - fields["top"])
+    if "limit" in fields:
+        result["limit"] = min(fields["limit"], 1 << 14)
+    if "drop" in fields and "state" in fields:
+        result["drop"] = min(fields["drop"], 14)
     if "keep" in fields:
         result["keep"] = min(fields["keep"], fields["tokens"])
     if "counted" in fields:

@@ -207,7 +207,7 @@ def test_run_without_sharing_and_with_reference_kernels(here: Path, says: Says) 
 def test_inspect_shows_layers_and_provenance(here: Path, says: Says) -> None:
     out = says("inspect", here / "net.cstep")
     for words in (
-        "cstep-program/3",
+        "cstep-program/4",
         "block.0.attn.q_linear",
         "model.safetensors sha256:",
         "accumulate",

@@ -111,7 +111,8 @@ def test_a_program_module_that_does_not_fit(op: str, message: str) -> None:
         ("%c = spike.conv %x, @w : !spike.train<T=2, 4x4x8xf32>", "spike.conv: property `kernel` is missing"),
         (
             "%c = spike.conv %x, @w kernel=1, dilation=2 : !spike.train<T=2, 4x4x8xf32>",
-            "spike.conv: no property `dilation`; it takes kernel, stride, padding, groups, rows",
+            "spike.conv: no property `dilation`; it takes kernel, stride, padding, groups, rows, "
+            "sharing, over, partners",
         ),
         (
             "%c = spike.conv %x, @w, @b, @c kernel=1 : !spike.train<T=2, 4x4x8xf32>",

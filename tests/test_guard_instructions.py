@@ -27,7 +27,7 @@ from isa.instructions import (
 )
 from isa.logarithms import certainty, largest_probability, light_softmax
 from isa.machine import load_machine
-from isa.word import Charge, Criterion, Region, Traffic
+from isa.word import Charge, Criterion, Region, Sharing, Traffic
 from runtime.decoded import decoded
 from runtime.fast.walk import Workspace
 from runtime.fast.walk import walk as fast_walk
@@ -294,7 +294,16 @@ MASKS = {"row_mask": 8, "column_mask": 64}
 @pytest.mark.parametrize("masks", [{"masks_rows": 1}, {"masks_columns": 1}, {"masks_rows": 1, "masks_columns": 1}])
 def test_accumulate_computes_live_outputs_of_live_inputs(masks: dict[str, int], density: float) -> None:
     each = Accumulate(
-        **window(40, 6), **MASKS, **masks, spikes=0, weights=7, accumulators=40, outputs=90, plane=1, fresh=0, share=1
+        **window(40, 6),
+        **MASKS,
+        **masks,
+        spikes=0,
+        weights=7,
+        accumulators=40,
+        outputs=90,
+        plane=1,
+        fresh=0,
+        sharing=Sharing.PAIR,
     )
 
     def prepare(state: State) -> None:
@@ -319,7 +328,7 @@ def test_a_new_mask_is_seen_by_what_was_listed_under_the_old_one() -> None:
     """The same Accumulate before and after a guard that changes its row mask, once under another, once without."""
     first = Accumulate(
         **window(40, 6), row_mask=8, masks_rows=1, spikes=0, weights=7, accumulators=40, outputs=20, plane=0, fresh=1,
-        share=0,
+        sharing=0,
     )  # fmt: skip
     guard = Guard(counts_at=COUNTS, mask=8, channels=40, threshold=20)
     others = [replace(first, accumulators=30000), replace(first, row_mask=20), replace(first, masks_rows=0, row_mask=0)]
@@ -366,7 +375,7 @@ def test_multiply_computes_live_outputs() -> None:
 def test_masked_pixels_have_bytes_of_their_own() -> None:
     each = Accumulate(
         **window(40, 4), row_mask=8, masks_rows=1, spikes=0, weights=7, accumulators=40, outputs=20, plane=0, fresh=1,
-        share=0,
+        sharing=0,
     )  # fmt: skip
     with pytest.raises(CStepError, match="pixels overlap"):
         decoded(program_of([each], load_machine("c-step")))

@@ -58,7 +58,7 @@ def test_an_accumulate_reads_as_a_line() -> None:
     line = (
         "accumulate spikes=SPIKE[1024] weights=WEIGHT[144] accumulators=OUTPUT[0] steps=2 rows=4 columns=4 "
         "input_rows=4 input_columns=4 kernel_rows=1 kernel_columns=1 stride=1 inputs=8 pixel_stride=2 step_stride=32 "
-        "outputs=8 fresh share wait=dma post=neuron"
+        "outputs=8 sharing=pair fresh wait=dma post=neuron"
     )
     assert disassemble(small_code()[9]) == line
 
@@ -103,7 +103,7 @@ def test_comments_spaces_and_hexadecimal_are_read() -> None:
 
 def accumulate(**changes: int) -> Accumulate:
     fields = window(3, 1, 8, 2, 32) | {"spikes": 0, "weights": 0, "accumulators": 0, "outputs": 8}
-    return Accumulate(**(fields | {"plane": 0, "fresh": 1, "share": 0} | changes))
+    return Accumulate(**(fields | {"plane": 0, "fresh": 1, "sharing": 0} | changes))
 
 
 POOL = Pool(

@@ -17,6 +17,7 @@ from torch import nn
 import cstep
 from compiler.calibrate.steps import steps_of
 from compiler.settings import CurvePoint, Exit, Guard, Model, Settings, Timesteps
+from isa.machine import load_machine
 from isa.program import load
 from runtime.evaluate.ladder import Ladder
 from runtime.evaluate.ladder_files import write_ladder
@@ -117,7 +118,6 @@ def test_the_goal_names_what_falls_short(ladder: Ladder) -> None:
 
 def test_a_step_is_the_program_that_compile_gives(case: Case, settings: Settings, tmp_path: Path) -> None:
     from command.ladder import Climb
-    from isa.machine import load_machine
 
     climb = Climb(
         case.model, case.images[:1], case.images[:16], None, load_machine("c-step"),
@@ -148,6 +148,30 @@ def test_a_ladder_is_a_table_of_120_columns_and_three_files(ladder: Ladder, tmp_
     assert rows[0]["sop_bit / baseline"] == "1"
     before = written[2].read_bytes()
     assert write_ladder(ladder, tmp_path)[2].read_bytes() == before
+
+
+def test_a_machine_with_more_modes_has_a_row_for_each(case: Case, tmp_path: Path) -> None:
+    """Uncharged and charged, on the same spikes; nothing but the counts differs."""
+    data, machine = case.save(tmp_path / "test.npz", 136, 136 + 3), load_machine("c-step-reuse")
+    plain = Settings(model=Model(name=type(case.model).__name__))
+    found = cstep.ladder(
+        case.model, case.images[:1], data, tmp_path / "out", settings=plain, calibration=case.images[:16],
+        machine=machine, workers=1,
+    )  # fmt: skip
+    keys = ["sharing", *(f"sharing-{mode}" for mode in machine.sharing[1:])]
+    assert [row.key for row in found.rows] == ["baseline", "hoist", "windows", *keys]
+    rows = {key: found.row(key) for key in keys}
+    for key, row in rows.items():
+        assert row.kind == "exact"
+        assert row.relative("sop_bit") == 1
+        assert row.accuracy == found.rows[0].accuracy
+        assert row.relative("sop_union") <= row.relative("sop_hw")
+        assert row.common_fraction == rows["sharing"].common_fraction
+        assert (row.figure("matching_bits").per_input.mean > 0) == (key != "sharing")
+    assert rows["sharing-forest"].relative("sop_hw") < rows["sharing"].relative("sop_hw")
+    for mode in machine.sharing[1:]:
+        told = load(tmp_path / "out" / f"sharing-{mode}.cstep").header.provenance
+        assert f"factor-common-spikes{{mode={mode}}},lower-to-cstep" in told.pipeline
 
 
 def test_steps_are_those_that_the_settings_have() -> None:

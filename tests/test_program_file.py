@@ -188,10 +188,10 @@ def spelled(values: dict[str, Any]) -> str:
     [
         (
             "schema_version",
-            "cstep-program/2",
-            "schema 'cstep-program/2' is unknown; this version reads cstep-program/3",
+            "cstep-program/3",
+            "schema 'cstep-program/3' is unknown; this version reads cstep-program/4",
         ),
-        ("schema_version", None, "schema None is unknown; this version reads cstep-program/3"),
+        ("schema_version", None, "schema None is unknown; this version reads cstep-program/4"),
         ("timesteps", "two", "header: timesteps: Input should be a valid integer"),
         ("timesteps", "2", "header: not canonical"),
         ("more", 1, "header: more: Extra inputs are not permitted"),

@@ -19,7 +19,7 @@ from isa.errors import CStepError
 from isa.instructions import Accumulate, Copy, End, Layer, Load, words_of
 from isa.machine import Machine, load_machine
 from isa.program import Program
-from isa.word import Charge, Instruction, Unit
+from isa.word import Charge, Instruction, Sharing, Unit
 from runtime.counters import COUNTERS, INDEX, Counters, count, static_counts
 from runtime.decoded import PORTS, decoded
 from runtime.energy import energy, energy_table, energy_tables
@@ -89,7 +89,7 @@ def test_accumulate_counts_by_hand(each: Accumulate, seed: int, share: bool) -> 
     machine = load_machine("c-step").with_changes(accumulator_bits=32)
     program = program_of([each], machine)
     state = random_state(program, seed, 0.3)
-    spikes, channels, sharing_on = state.spike.copy(), state.channel.copy(), share and bool(each.share)
+    spikes, channels, sharing_on = state.spike.copy(), state.channel.copy(), share and bool(each.sharing)
     (_, record), _ = both_families(program, state, share)
     found = {name: int(record[0, column]) for name, column in RECORD._asdict().items()}
     assert found == counts_by_hand(each, spikes, channels, sharing_on, machine)
@@ -155,6 +155,7 @@ def counts_by_hand(
         "sop_bit": bits * outputs,
         "sop_value": (bits * outputs) << each.plane,
         "common": common * outputs,
+        "sop_union": (bits - common) * outputs,
         "merges": 2 * outputs * pairs_with_common if share else 0,
         "words_read": read,
         "words_skipped": words - read,
@@ -253,7 +254,7 @@ def test_a_wait_for_dma_is_split_between_transfer_and_order() -> None:
     window = {"rows": 1, "columns": 2, "input_rows": 1, "input_columns": 2, "kernel_rows": 1, "kernel_columns": 1}
     places = {"spikes": 0, "weights": 0, "accumulators": 0, "pixel_stride": 2, "step_stride": 4}
     shape = {"steps": 1, "stride": 1, "top": 0, "left": 0, "inputs": 16, "outputs": 20, "plane": 0}
-    waiting = Accumulate(wait=1 << Unit.DMA, fresh=1, share=1, **window, **places, **shape)
+    waiting = Accumulate(wait=1 << Unit.DMA, fresh=1, sharing=Sharing.PAIR, **window, **places, **shape)
     program = program_of([load, replace(load, post=1 << Unit.PE), waiting, End()], machine)
     times = timeline(decoded(program), np.array([0, 0, 7, 0]))
     assert load.cost(machine).cycles(0) == 110
@@ -272,7 +273,7 @@ def test_every_static_count_has_a_definition() -> None:
     assert all(counter.definition and counter.unit for counter in COUNTERS)
     for each in small_program().code:
         assert set(each.counts()) <= set(INDEX)
-    assert set(RECORD._asdict()) - {"work"} <= set(INDEX)
+    assert set(RECORD._asdict()) - {"work", "partial_sums"} <= set(INDEX)
 
 
 @pytest.mark.parametrize("name", energy_tables())

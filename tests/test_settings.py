@@ -13,6 +13,7 @@ from compiler.settings import (
     Exit,
     Guard,
     Model,
+    RowSharing,
     Settings,
     Timesteps,
     read_settings,
@@ -56,6 +57,15 @@ def test_settings_stand_in_the_pipeline_before_what_they_change() -> None:
     assert "hoist-invariant" not in parts.pipeline(hoist=False)
 
 
+def test_sharing_is_the_last_pass_in_front_of_the_lowering(tmp_path: Path) -> None:
+    (tmp_path / "hand.toml").write_text(LEAST + '[sharing]\nmode = "forest"\nlayers = { "block.0.mlp.fc1" = "pair" }\n')
+    found = read_settings(tmp_path / "hand.toml")
+    assert 'factor-common-spikes{mode=forest layers="block.0.mlp.fc1=pair"},lower-to-cstep' in found.passes().pipeline()
+    write_settings(found, tmp_path / "again.toml")
+    assert read_settings(tmp_path / "again.toml") == found
+    assert RowSharing().mode == "pair"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -71,6 +81,7 @@ def test_settings_stand_in_the_pipeline_before_what_they_change() -> None:
         (LEAST + "[exit]\nafter = 2\ntau = 0.5\ncriterion = 'sure'\n", "'lightsoftmax', 'softmax' or 'entropy'"),
         (LEAST + "[guard]\nmode = 'none'\n", "'rows', 'columns' or 'both'"),
         (LEAST + "[guard]\nthreshhold = 2\n", "guard.threshhold: no such key; there are mode, after, threshold"),
+        (LEAST + "[sharing]\nmode = 'trees'\n", "sharing.mode = \"trees\": it should be 'none', 'pair', 'group4'"),
         (LEAST + "[guards]\n", "guards: no such key; there are schema, model, data"),
         (LEAST + "[timesteps]\nmasks = { lif = '12' }\n", "it should be 0s and 1s, one a timestep"),
         (LEAST + "[timesteps]\nmasks = {}\n", "timesteps.masks = {}: it should hold one or more"),

@@ -153,7 +153,7 @@ def under(**masks: int) -> Load:
 def reader(kind: type[Accumulate | Multiply], inputs: int = 16, outputs: int = 32, **masks: int) -> Instruction:
     """One that reads two taps of weights there."""
     fields = window(1, 0, inputs, 4, 128) | {"kernel_columns": 2, "columns": 3, "accumulators": 0, "fresh": 1}
-    mine = {"spikes": 0, "plane": 0, "share": 0} if kind is Accumulate else {"values": 0}
+    mine = {"spikes": 0, "plane": 0, "sharing": 0} if kind is Accumulate else {"values": 0}
     return kind(**fields | mine, weights=64, outputs=outputs, **masks)
 
 

@@ -17,6 +17,7 @@ from compiler.backend.match import (
     lif_constants,
     refuse,
     rescale_constants,
+    sharing_of,
     symbol_of,
     tokens_summed,
     weights_of,
@@ -277,7 +278,8 @@ class _Grouper:
         if stream_bytes > 1:
             raise refuse(op, f"reads {op.operand_type()}; a weighted layer reads spikes, counts or 8-bit values")
         operation, groups, weight = weights_of(op, self.network, is_train=not stream_bytes)
-        return WeightedStage(*base, operation, geometry_of(op), weight, groups)
+        sharing = sharing_of(op, self.network)
+        return WeightedStage(*base, operation, geometry_of(op), weight, groups, sharing)
 
     def _attention(self, op: spike.Attention, base: EndedParts) -> AttentionStage:
         for index in range(3):

@@ -23,6 +23,7 @@ from compiler.backend.lower_end import (
     without_sums,
 )
 from compiler.backend.memory import TrainInfo
+from compiler.backend.pairing import Partners, Tables, sharing_on
 from compiler.backend.stages import Neurons, Rescaling, WeightedStage
 from compiler.backend.tile import halo_rows, spans
 from compiler.backend.tile_weighted import Demand, Tiling
@@ -36,7 +37,7 @@ from isa.instructions import (
     Multiply,
     words_of,
 )
-from isa.word import Region, Traffic
+from isa.word import Region, Sharing, Traffic
 
 if TYPE_CHECKING:
     from compiler.backend.calls import Call
@@ -69,7 +70,7 @@ class _Weighted:
     """One group of a weighted stage in one call."""
 
     def __init__(self, lowering: Lowering, stage: WeightedStage, call: Call, share: bool, group: int) -> None:
-        self.lowering, self.stage, self.call, self.share = lowering, stage, call, share
+        self.lowering, self.stage, self.call = lowering, stage, call
         self.emit, self.plan = lowering.emit, lowering.plan
         self.value = self.plan.memory(stage.inputs[0])
         self.input = self.plan.info(self.value)
@@ -86,6 +87,8 @@ class _Weighted:
         self.tiling = self._choose()
         name = stage.label if stage.groups == 1 else f"{stage.label}.group.{group}"
         self.part = Part(name, _channels_of(stage, self.first_output, outputs), self.tiling.outputs, self.first_output)
+        self.sharing = sharing_on(lowering.machine, stage) if share and self.planes else Sharing.NONE
+        self.partners = Partners(stage, lowering.emit) if self.sharing == Sharing.MATCH else None
         self._weights: tuple[Span, Span, SSAValue, dict[str, Place]] | None = None
         self._inputs: dict[tuple[Span, Span, int], _Held] = {}
         self._constants: tuple[Span, SSAValue] | None = None
@@ -157,6 +160,7 @@ class _Weighted:
             step = Step()
             weights = self._load_weights(step, span, tile.channels, windows[0][0])
             held = self._load_inputs(step, pixels, span, first, count)
+            tables = self.partners.load(step, pixels, [window for window, _ in windows]) if self.partners else {}
             for window, ends in windows:
                 if shared is None:
                     place = (self.emit.buffer(Region.OUTPUT, window[1] * accumulated, group), 0)
@@ -165,8 +169,8 @@ class _Weighted:
                 if shared is None:
                     step.works += [lambda w=each: end.begin(w) for each in ends]
                 step.works.append(
-                    lambda w=window, p=place, i=index, s=span, n=weights, h=held: self._accumulate(
-                        w, pixels, s, tile.channels, n, h, p, i == 0, end
+                    lambda w=window, p=place, i=index, s=span, n=weights, h=held, t=tables: self._accumulate(
+                        w, pixels, s, tile.channels, n, h, p, i == 0, end, t
                     )
                 )
                 if shared is None:
@@ -204,6 +208,7 @@ class _Weighted:
         accumulators: Place,
         fresh: bool,
         end: EndTile,
+        tables: Tables,
     ) -> None:
         geometry = self.stage.geometry
         rows, top = self._input_rows(pixels)
@@ -241,8 +246,10 @@ class _Weighted:
             if self.is_depthwise:
                 instruction(Depthwise, {"spikes": spikes, **places}, **now)
             else:
-                summed = {"spikes": spikes, **places}
-                instruction(Accumulate, summed, outputs=outputs[1], share=int(self.share), **now, **keeps)
+                if self.partners:
+                    self.partners.latch(tables, pixels, window)
+                sides = {"outputs": outputs[1], "sharing": self.sharing}
+                instruction(Accumulate, {"spikes": spikes, **places}, **sides, **now, **keeps)
 
     @property
     def _skips_tokens(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import SSAValue
 
-from compiler.backend.stages import Geometry, Neurons, Rescaling
+from compiler.backend.stages import Geometry, Neurons, Rescaling, RowSharing
 from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
@@ -63,6 +63,13 @@ def weights_of(op: spike.Conv | spike.Linear, network: Network, is_train: bool) 
         groups,
         np.ascontiguousarray(weight.transpose(2, 3, 1, 0) if operation == "conv" else weight.transpose(2, 3, 0, 1)),
     )
+
+
+def sharing_of(op: spike.Conv | spike.Linear, network: Network) -> RowSharing:
+    """How the layer's rows share, as `factor-common-spikes` wrote it."""
+    name = op.symbol("partners")
+    partners = None if name is None else network.weights[name].astype(np.uint16)
+    return RowSharing(op.get("sharing"), partners, op.get("over") == "timesteps")
 
 
 def _dense(weight: NDArray[np.int8], groups: int) -> NDArray[np.int8]:

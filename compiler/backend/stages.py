@@ -145,6 +145,18 @@ class EndedStage(Stage):
 
 
 @dataclass(frozen=True)
+class RowSharing:
+    """How the rows of a weighted layer share what they have in common (`isa.word.Sharing`)."""
+
+    mode: str = ""
+    """By name; empty: pairs, where the machine has them."""
+    partners: NDArray[np.uint16] | None = None
+    """Of `match`, the partner of each pixel or timestep; itself where it has none."""
+    timesteps: bool = False
+    """Whether `partners` are timesteps of every pixel, not pixels of every timestep."""
+
+
+@dataclass(frozen=True)
 class WeightedStage(EndedStage):
     """Convolution or linear layer on a train, an 8-bit stream or the image."""
 
@@ -155,6 +167,7 @@ class WeightedStage(EndedStage):
     """[kernel rows, kernel, in of a group, out]; [kernel rows, kernel, 1, channels] of a depthwise layer."""
     groups: int
     """Runs of output channels that read only their run of input channels; 1 for a depthwise layer."""
+    sharing: RowSharing = RowSharing()
 
 
 @dataclass(frozen=True)

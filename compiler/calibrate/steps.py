@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compiler.calibrate.search import SMALLEST
-from compiler.settings import CurvePoint, Exit, Guard, GuardMode, Settings
+from compiler.settings import CurvePoint, Exit, Guard, GuardMode, RowSharing, Settings
+from isa.machine import SharingMode
 
 Kind = Literal["exact", "lossy", "bound", "curve"]
 MODES: tuple[GuardMode, ...] = ("rows", "columns", "both")
@@ -31,18 +32,24 @@ BEFORE = Step("before", "baseline", "exact", None, hoist=False)
 """The model as it was before it was trained for its settings."""
 
 
-def steps_of(settings: Settings, modes: Sequence[GuardMode] = MODES, retrained: bool = False) -> Iterator[Step]:
+def steps_of(
+    settings: Settings,
+    modes: Sequence[GuardMode] = MODES,
+    retrained: bool = False,
+    sharing: Sequence[SharingMode] = ("pair",),
+) -> Iterator[Step]:
     """From the baseline to everything that the settings have, and the points of their curve.
 
     Where the model was `retrained`, what it was before (BEFORE) is the baseline, and its own first step another row.
-    Pair sharing is off but in the last step and on the curve: what it would save is counted all the same.
+    Sharing is off but in the last steps, one a mode that the machine has (`sharing`), and on the curve, which has the
+    settings' own: what pairs would save is counted all the same.
     """
     name, kind = ("retrained", "lossy") if retrained else ("baseline", "exact")
     yield Step("baseline", name, kind, None, hoist=False)
     yield Step("hoist", "+ hoist", "exact", None)
     yield Step("windows", "windows, no exits", "exact", None, schedule="windows")
     said = ""
-    masks = settings.model_copy(update={"exit": None, "guard": None, "curve": ()})
+    masks = settings.model_copy(update={"exit": None, "guard": None, "sharing": None, "curve": ()})
     if settings.timesteps:
         said += "+ masks"
         yield Step("masks", said, "lossy", masks)
@@ -60,7 +67,12 @@ def steps_of(settings: Settings, modes: Sequence[GuardMode] = MODES, retrained: 
             yield Step(mode, f"{said} + guards, {mode}".strip(), "lossy", guarded)
     if settings.guard:
         said, last = f"{said} + guards".strip(), last.model_copy(update={"guard": settings.guard})
-    yield Step("sharing", f"{said} + sharing".strip(), "lossy" if said else "exact", last, share=True)
+    kind = "lossy" if said else "exact"
+    for mode in sharing:
+        shared = last if mode == "pair" else last.model_copy(update={"sharing": RowSharing(mode=mode)})
+        key, name = ("sharing", "sharing") if mode == "pair" else (f"sharing-{mode}", f"sharing, {mode}")
+        yield Step(key, f"{said} + {name}".strip(), kind, shared, share=True)
+    masks = masks.model_copy(update={"sharing": settings.sharing})
     if exits:
         yield from (_curve_step(masks, exits, guard, point) for point in settings.curve)
 

@@ -109,6 +109,7 @@ def compile_integer(
     normalisation: Normalisation = ((), ()),
     check: NDArray[np.float32] | None = None,
     emulate: EmulateChecked | None = None,
+    calibration: NDArray[np.float32] | None = None,
 ) -> Compiled:
     """Compile an integer network on, with passes that act on time and channels; the rest as for `compile_network`.
 
@@ -119,7 +120,7 @@ def compile_integer(
     compiled = compile_network(
         integer,
         machine=machine,
-        calibration=np.zeros((0, 1), np.float32),
+        calibration=np.zeros((0, 1), np.float32) if calibration is None else calibration,
         check=check,
         provenance=provenance,
         normalisation=normalisation,

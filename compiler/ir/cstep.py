@@ -6,7 +6,7 @@ names a buffer and a byte offset into it. What the text looks like:
     %w = cstep.buffer region=weight, bytes=24576, group=block.0.attn.q.weights
     cstep.layer name=block.0.attn.q, operation=linear, binary=0, neurons=[1, 64, 384] at "model.py:57"
     cstep.load source=%block.0.attn.q[24576], target=%w, region=weight, traffic=weight, blocks=1, rows=1, bytes=24576
-    cstep.accumulate spikes=%s, weights=%w, accumulators=%a[8192], steps=2, rows=1, columns=64, fresh=1, share=1
+    cstep.accumulate spikes=%s, weights=%w, accumulators=%a[8192], steps=2, rows=1, columns=64, sharing=pair, fresh=1
 
 `allocate` gives every buffer its address (`at=4096`), `synchronise` every op its tokens (`wait=dma.pe`). A fire also
 says where its first neuron sits in the layer (`neuron=[step, row, column, channel]`): the program's source map.

@@ -9,7 +9,7 @@ bounds in the types prove them below 2^24, in float64 below 2^53; both are exact
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from xdsl.ir import SSAValue
 
 from compiler.ir import spike, token_meaning
 from compiler.ir.network import Network
@@ -476,6 +477,8 @@ class Run:
     streams: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     kept: dict[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
     """By label of neurons whose tokens are not all kept, their kept train [T, tokens]."""
+    values: dict[SSAValue, NDArray[Any]] = field(default_factory=dict[SSAValue, NDArray[Any]])
+    """Those that were asked for."""
     steps: int | None = None
     """Timesteps run where an exit was taken: what is recorded of later ones does not count. None: all of them."""
 
@@ -496,12 +499,16 @@ class Executor:
 
     @torch.no_grad()
     def run(
-        self, x: NDArray[np.float32], forced: Mapping[str, NDArray[Any]] | None = None, watch: Watch | None = None
+        self,
+        x: NDArray[np.float32],
+        forced: Mapping[str, NDArray[Any]] | None = None,
+        watch: Watch | None = None,
+        wanted: Collection[SSAValue] = (),
     ) -> Run:
         """Run on one image [C, H, W] or one train of events [T, C, H, W].
 
         `forced` are spikes by neuron that go on in place of those computed (whose currents are still recorded).
-        `watch` hears label and currents of every layer of neurons as they are recorded.
+        `watch` hears label and currents of every layer of neurons as they are recorded. `wanted` values are kept.
         """
         values: dict[Any, Tensor] = {}
         uses = Counter(operand for op in self.network.operations() for operand in op.operands)
@@ -537,6 +544,8 @@ class Executor:
                     result = torch.from_numpy(forced[op.label]).to(result.dtype)
             elif isinstance(op, STREAMS):
                 run.streams[op.label] = _compact(result)
+            if op.results[0] in wanted:
+                run.values[op.results[0]] = result.numpy()
             values[op.results[0]] = result
         return run
 

@@ -3,7 +3,8 @@
     %result = dialect.op %operand, %operand, @symbol, @symbol key=value, key=value : type at "file.py:12"
 
 Operands come first, then symbols (names into the weight store), both in the order of their declaration; every
-other property is key=value, left out where it has its default. An op declares its properties as fields:
+other property is key=value (key=@symbol for one in NAMED), left out where it has its default. An op declares its
+properties as fields:
 
     class Lif(HouseOperation):
         name = "spike.lif"
@@ -48,6 +49,8 @@ def to_plain(attribute: Attribute) -> Plain:
 
 
 def _spell(attribute: Attribute) -> str:
+    if isinstance(attribute, SymbolRefAttr):
+        return f"@{attribute.root_reference.data}"
     value = to_plain(attribute)
     if isinstance(value, tuple):
         return "[" + ", ".join(str(item) for item in value) + "]"
@@ -66,6 +69,8 @@ class HouseOperation(IRDLOperation):
 
     DEFAULTS: ClassVar[Mapping[str, Plain]] = {}
     """Values of optional properties that are left out."""
+    NAMED: ClassVar[tuple[str, ...]] = ()
+    """Symbols that are spelled with their key, since another one before them may be missing."""
 
     @classmethod
     def make(
@@ -156,7 +161,7 @@ class HouseOperation(IRDLOperation):
             attribute = self.properties.get(key)
             if attribute is None:
                 continue
-            if self.is_symbol(definition):
+            if self.is_symbol(definition) and key not in self.NAMED:
                 printer.print_string(" " if first else ", ")
                 printer.print_symbol_name(cast(SymbolRefAttr, attribute).root_reference.data)
                 first = False
@@ -176,7 +181,7 @@ class HouseOperation(IRDLOperation):
         operands, symbols = _parse_arguments(parser)
         declared = cls.declared()
         properties: dict[str, Attribute | None] = {}
-        names = [key for key, definition in declared.items() if cls.is_symbol(definition)]
+        names = [key for key, definition in declared.items() if cls.is_symbol(definition) and key not in cls.NAMED]
         if len(symbols) > len(names):
             parser.raise_error(f"{cls.name}: {len(symbols)} symbols; it takes at most {len(names)}")
         properties.update(zip(names, symbols, strict=False))
@@ -246,6 +251,8 @@ def _parse_value(parser: Parser, definition: PropertyDef) -> Attribute:
         return IntAttr(parser.parse_integer())
     if FloatData in bases:
         return FloatData(float(parser.parse_number()))
+    if SymbolRefAttr in bases:
+        return SymbolRefAttr(parser.parse_symbol_name())
     if StringAttr in bases:
         return StringAttr(parser.parse_identifier())
     items = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)

@@ -17,6 +17,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, r
 
 from compiler.ir.neuron_ops import Align, IntegerLevel, IntegerLif, Level, Lif, Range, Rescale
 from compiler.ir.operation import SpikeOperation, require
+from compiler.ir.sharing import SHARING, check_sharing, partner_shapes
 from compiler.ir.spelling import Plain
 from compiler.ir.time_ops import Exit, Extend, Guard, RunningSum, Truncate
 from compiler.ir.token_ops import OPERATIONS as TOKEN_OPERATIONS
@@ -78,10 +79,12 @@ class Conv(SpikeOperation):
 
     `rows` = 1 is a convolution along the columns of every row by itself: a window of 1 x kernel, weight
     [out, in / groups, 1, kernel], nothing padded or skipped between rows (torch's conv1d, on 1xNxC).
+    `sharing` says how the machine's rows share sums (compiler/ir/sharing.py); the values are the same.
     """
 
     name = "spike.conv"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"stride": 1, "padding": 0, "groups": 1, "rows": 0}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"stride": 1, "padding": 0, "groups": 1, "rows": 0, **SHARING}
+    NAMED: ClassVar[tuple[str, ...]] = ("partners",)
     input = operand_def(Tensor | Train)
     result = result_def(Tensor | Train)
     weight = prop_def(SymbolRefAttr)
@@ -91,8 +94,12 @@ class Conv(SpikeOperation):
     padding = opt_prop_def(IntAttr)
     groups = opt_prop_def(IntAttr)
     rows = opt_prop_def(IntAttr)
+    sharing = opt_prop_def(StringAttr)
+    over = opt_prop_def(StringAttr)
+    partners = opt_prop_def(SymbolRefAttr)
 
     def check(self) -> None:
+        check_sharing(self)
         self.expect_pixels()
         self.expect_positive("kernel", "stride", "groups")
         require(self.get("rows") in (0, 1), self, f"rows={self.get('rows')}; it must be 0 (as many as columns) or 1")
@@ -105,6 +112,7 @@ class Conv(SpikeOperation):
         return {
             "weight": (outputs, inputs // self.get("groups"), self.get("rows") or kernel, kernel),
             "bias": (outputs,),
+            **partner_shapes(self),
         }
 
     def window(self, size: int) -> int:
@@ -117,18 +125,23 @@ class Linear(SpikeOperation):
     """Linear layer over the last dimension, weight [out, in].
 
     `accrues` = 1: the bias counts once for every timestep so far, (t + 1) * bias at timestep t, as the input is a
-    running sum.
+    running sum. `sharing` is as for `conv`.
     """
 
     name = "spike.linear"
-    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"accrues": 0}
+    DEFAULTS: ClassVar[Mapping[str, Plain]] = {"accrues": 0, **SHARING}
+    NAMED: ClassVar[tuple[str, ...]] = ("partners",)
     input = operand_def(Tensor | Train)
     result = result_def(Tensor | Train)
     weight = prop_def(SymbolRefAttr)
     bias = opt_prop_def(SymbolRefAttr)
     accrues = opt_prop_def(IntAttr)
+    sharing = opt_prop_def(StringAttr)
+    over = opt_prop_def(StringAttr)
+    partners = opt_prop_def(SymbolRefAttr)
 
     def check(self) -> None:
+        check_sharing(self)
         accrues = self.get("accrues")
         fits = accrues == 0 or (accrues == 1 and self.result_type.steps is not None)
         require(fits, self, f"accrues={accrues}; it must be 0, or 1 on a train")
@@ -140,7 +153,7 @@ class Linear(SpikeOperation):
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         outputs = self.result_type.sizes[-1]
-        return {"weight": (outputs, self.operand_type().sizes[-1]), "bias": (outputs,)}
+        return {"weight": (outputs, self.operand_type().sizes[-1]), "bias": (outputs,), **partner_shapes(self)}
 
 
 @irdl_op_definition

@@ -9,6 +9,7 @@ Layouts in the buffers (all little-endian):
   accumulators  [step][pixel][output] int32 slots (values fit the machine's accumulator width)
   membranes     [pixel][output] int16
   constants     bias int32 [output], then threshold int32 [output] (multiplier, for `Rescale`)
+  pairings      uint16 [row]: the partner of each row (see `Pair`)
   masks, counts one bit, or uint16, a channel, in the channel buffer (see `Guard`)
   streams       [step][pixel][channel] int16 in the output buffer, int8 in the spike buffer: fixed-point values
   halting       [step][token][total | weight] int16 in the output buffer (see `HaltSpikes`): a stream of two channels
@@ -33,6 +34,7 @@ from isa.instructions.halting import (
     WeighValues,
 )
 from isa.instructions.neuron import Add, Fire, Mask, Rescale
+from isa.instructions.pair import PARTNER_BYTES, Pair
 from isa.instructions.pool import Dilate, Pool, PoolValues
 from isa.instructions.sfu import Attend, Classify, Decide, Sum, SumHeads, SumValues
 from isa.instructions.sizes import (
@@ -61,10 +63,10 @@ from isa.instructions.tokens import (
 from isa.instructions.window import Accumulate, Depthwise, Multiply, Window
 
 __all__ = [
-    "ACCUMULATOR_BYTES", "BIAS_ZERO", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "PART_BYTES",
-    "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STATE_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend", "Classify",
-    "Copy", "CountSpikes", "Decide", "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Halt", "HaltSpikes",
-    "HaltValues", "Keep", "KeepBelow", "KeepNeurons", "KeepRows", "KeepTokens", "KeepTop", "Layer", "Load", "Mask",
-    "Multiply", "Pool", "PoolValues", "Rescale", "Score", "ScoreSpikes", "ScoreValues", "Store", "Sum", "SumHeads",
-    "SumValues", "Weigh", "WeighSpikes", "WeighValues", "Window", "mask_bytes", "words_of",
+    "ACCUMULATOR_BYTES", "BIAS_ZERO", "CONSTANT_BYTES", "COUNT_BYTES", "MEMBRANE_BYTES", "MOST_COUNT", "PARTNER_BYTES",
+    "PART_BYTES", "SPIKES_PER_WORD", "SPIKE_WORD_BYTES", "STATE_BYTES", "STREAM_BYTES", "Accumulate", "Add", "Attend",
+    "Classify", "Copy", "CountSpikes", "Decide", "Depthwise", "Dilate", "End", "Exit", "Fire", "Guard", "Halt",
+    "HaltSpikes", "HaltValues", "Keep", "KeepBelow", "KeepNeurons", "KeepRows", "KeepTokens", "KeepTop", "Layer",
+    "Load", "Mask", "Multiply", "Pair", "Pool", "PoolValues", "Rescale", "Score", "ScoreSpikes", "ScoreValues",
+    "Store", "Sum", "SumHeads", "SumValues", "Weigh", "WeighSpikes", "WeighValues", "Window", "mask_bytes", "words_of",
 ]  # fmt: skip

@@ -17,11 +17,13 @@ from isa.instructions.sizes import (
 )
 from isa.machine import Machine
 from isa.word import (
+    Choice,
     Cost,
     Count,
     Flag,
     Instruction,
     Region,
+    Sharing,
     Strided,
     Unit,
     reads,
@@ -84,18 +86,36 @@ def _inside(outputs: int, inputs: int, kernel: int, stride: int, before: int) ->
 class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     """accumulator[step, pixel, n] += sum over taps and k of spike[step, tap, k] * weight[tap, k, n] << plane.
 
-    `fresh` starts from zero. Adjacent output pixels of a row form pairs; with `share`, what both spike at is
-    accumulated once and merged into both. Eight PEs take four pairs of two steps a round.
-    Cycles: ceil(outputs / lanes) * sum over rounds of (max over PEs of union bits + 2 if anything is common + 4);
-    the work measured is that sum. The machine's weight port says how PEs wait for each other.
+    `fresh` starts from zero. `sharing` says which rows (output pixels at a step) share sums; the accumulators are the
+    same whatever it says. Adjacent output pixels of a row form pairs, and with `none` and `pair` eight PEs take four
+    pairs of two steps a round; with `pair`, what both spike at is accumulated once and merged into both.
+    Cycles of `none` and `pair`: ceil(outputs / lanes) * sum over rounds of (max over PEs of union bits + 2 if anything
+    is common + 4); the work measured is that sum. The machine's weight port says how PEs wait for each other.
+
+    The other modes look for what to share in windows of rows, at the bits under all taps:
+      group4, group8  a step's pixels in row-major order, by fours or eights: what all have, then each half beyond that
+      match           two pixels of a step, or two steps of a pixel, as the latched pairing says (see `Pair`)
+      prefix          tiles of channels: a row of two spikes or more begins with its largest subset, one of fewer spikes
+                      or of as many and a smaller index
+      forest          tiles of channels: again and again, the two terms that most rows have together become a sum
+    Windows of groups are pixels of one step, of matched pixels whole steps, of all others pixel by pixel all steps; the
+    machine file says how many rows, channels of a tile, and partial sums stored. A term of a sum is a weight row or a
+    partial sum made before; a partial sum is added to the rows that need it as soon as it is made, each time a read and
+    a write of their accumulators. PEs take the sums of a window as a list: whenever one is free it takes the first
+    whose terms are made. A partial sum takes it a cycle a term, and then one for each row that it is added to; a row a
+    cycle a weight row and 2 more, as the two rows of a pair take 4. A term whose place the sum takes over is free.
+    Each PE fetches weight rows for itself, whatever the weight port. What a window shares is found while PEs work on
+    the one before it, in ceil(bits compared / matching bits) cycles, once for all outputs.
+    Cycles of these: those to match the first window + sum over windows of max(ceil(outputs / lanes) * (cycles until
+    the last PE is done + 4), cycles to match the next window); the work measured is all of it.
 
     Guards: with `masks_rows` an input bit k counts as 0 where bit k of `row_mask` is 0. With `masks_columns` outputs
     whose bit of `column_mask` is 0 are not computed: their accumulators become 0, and passes over `lanes` outputs of
-    which none is left are skipped; the work measured is then that sum times the passes left.
+    which none is left are skipped; the work measured is then that sum times the passes left (of `none` and `pair`).
 
-    Tokens: with `kept` only the pixels that the latest `keeprows` keeps are walked, and pairs are made of those that
-    are left, in their order. The others add nothing, and no accumulators of theirs are read, or written but with
-    `fresh`, which makes them 0. A window is then one pixel of one row: kernel, stride 1, no padding.
+    Tokens: with `kept` only the pixels that the latest `keeprows` keeps are walked, and rows share with those that are
+    left, in their order. The others add nothing, and no accumulators of theirs are read, or written but with `fresh`,
+    which makes them 0. A window is then one pixel of one row: kernel, stride 1, no padding.
     """
 
     spikes: Annotated[int, reads(Region.SPIKE, 17)]
@@ -104,7 +124,7 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
     outputs: Annotated[int, Count(9, 1)]
     plane: Annotated[int, Count(3)]
     fresh: Annotated[int, Flag()]
-    share: Annotated[int, Flag()]
+    sharing: Annotated[int, Choice(3, Sharing)]
     row_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_rows", align=2)] = 0
     column_mask: Annotated[int, reads(Region.CHANNEL, 14, only_if="masks_columns", align=2)] = 0
     masks_rows: Annotated[int, Flag()] = 0
@@ -120,8 +140,13 @@ class Accumulate(Window, opcode=0x10, unit=Unit.PE):
             "column_mask": Strided(mask_bytes(self.outputs)),
         }
 
+    @property
+    def reuses(self) -> bool:
+        """Whether rows share in windows, not in pairs as the paper has them."""
+        return self.sharing > Sharing.PAIR
+
     def cost(self, machine: Machine) -> Cost:
-        return Cost(0, 1 if self.masks_columns else ceil_divide(self.outputs, machine.lanes))
+        return Cost(0, 1 if self.masks_columns or self.reuses else ceil_divide(self.outputs, machine.lanes))
 
     def counts(self) -> dict[str, int]:
         """`sop_dense` once a layer's input, so in plane 0 only; everything else depends on the spikes."""

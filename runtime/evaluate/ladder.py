@@ -23,7 +23,10 @@ GOAL_POINTS = 0.1
 Kind = Literal["exact", "lossy", "bound", "curve"]
 OPERATIONS = ("sop_bit", "sop_union", "sop_hw")
 """Relative to the baseline's sop_bit; all else to its own value in the baseline."""
-OTHERS = ("mac", "add", "neuron_updates", "cycles", "latency", "dram_bytes", "dram_weight_bytes", "dram_membrane_bytes")
+OTHERS = (
+    "merges", "copies", "matching_bits", "partial_sum_bytes", "mac", "add", "neuron_updates", "cycles", "latency",
+    "dram_bytes", "dram_weight_bytes", "dram_membrane_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

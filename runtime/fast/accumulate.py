@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from isa.word import Sharing
 from runtime.decoded import SPARE_EVENTS
 from runtime.fast.channels import clear_silent, live_channels, live_groups, step_of
 from runtime.fast.dense import HAS_DOT, accumulate_dense
@@ -17,6 +18,7 @@ from runtime.fast.scalar import store_32
 from runtime.fast.tokens import compacted, count_kept
 from runtime.record import RECORD
 
+PAIRS = int(Sharing.PAIR)
 DENSE_SHARE = 16
 """Where more than one in so many products would be with a set bit, all of them are computed (measured)."""
 
@@ -27,7 +29,7 @@ def accumulate(code, index, planes, memories, scratch, sizes, share, records):
     bits = 0
     for number in range(planes):
         row = code[index + number]
-        slot = studied(row, memories, scratch, sizes, int(share and row[ACCUMULATE.share] != 0))
+        slot = studied(row, memories, scratch, sizes, int(share and row[ACCUMULATE.sharing] == PAIRS))
         write_record(row, scratch.held[slot], memories, sizes, records[index + number])
         bits += scratch.held[slot, HELD.bits]
     row = code[index]
@@ -66,7 +68,7 @@ def studied(row, memories, scratch, sizes, sharing):
 @njit
 def accumulate_events(row, memories, scratch, share):
     """Add the weight rows of all events, listed on their first use."""
-    slot = find(row, int(share and row[ACCUMULATE.share] != 0), scratch.held)
+    slot = find(row, int(share and row[ACCUMULATE.sharing] == PAIRS), scratch.held)
     listed = scratch.held[slot, HELD.listed] != 0
     scratch.held[slot, HELD.listed] = 1
     weights, accumulators = memories.weight + row[ACCUMULATE.weights], memories.output + row[ACCUMULATE.accumulators]
@@ -136,6 +138,8 @@ def write_record(row, held, memories, sizes, record):
         mask = memories.channel + row[ACCUMULATE.column_mask]
         record[RECORD.work] *= live_groups(mask, outputs, sizes.lanes)
         outputs = live_channels(mask, outputs)
+    elif row[ACCUMULATE.sharing] > PAIRS:
+        record[RECORD.work] *= (outputs + sizes.lanes - 1) // sizes.lanes
     if row[ACCUMULATE.masks_columns] or row[ACCUMULATE.kept]:
         pixels = pixels_of(row)
         if row[ACCUMULATE.kept]:
@@ -144,6 +148,7 @@ def write_record(row, held, memories, sizes, record):
     record[RECORD.sop_bit] = bits * outputs
     record[RECORD.sop_value] = bits * outputs << row[ACCUMULATE.plane]
     record[RECORD.common] = common * outputs
+    record[RECORD.sop_union] = (bits - common) * outputs
     record[RECORD.merges] = 2 * outputs * held[HELD.merging] if held[HELD.share] else 0
     record[RECORD.words_read] = held[HELD.read]
     record[RECORD.words_skipped] = held[HELD.skipped]

@@ -33,7 +33,7 @@ def depthwise(row, memories, scratch, sizes, record):
         found = count_step(row, scratch, step)
         bits += found[0]
         read += found[1]
-    record[RECORD.sop_bit] = bits
+    record[RECORD.sop_bit] = record[RECORD.sop_union] = bits
     record[RECORD.sop_value] = bits << row[DEPTHWISE.plane]
     record[RECORD.words_read] = read
     record[RECORD.words_skipped] = taps_inside(row) * ((row[DEPTHWISE.inputs] + 15) >> 4) - read

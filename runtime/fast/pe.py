@@ -9,8 +9,8 @@ from numba import njit
 from runtime.fast.channels import any_live, clear_silent, live_channels
 from runtime.fast.dense import HAS_DOT, multiply_dense
 from runtime.fast.depthwise import taps_inside
-from runtime.fast.places import ACCUMULATE, MULTIPLY
-from runtime.fast.scalar import load_i8, load_i32
+from runtime.fast.places import ACCUMULATE, MULTIPLY, PAIR
+from runtime.fast.scalar import copy_bytes, load_i8, load_i32, store_16
 from runtime.fast.vector import store_lanes, vector_load, vector_splat, vector_store, vector_widen
 from runtime.record import RECORD
 
@@ -131,6 +131,14 @@ def multiply(row, memories, scratch, record):
         multiply_blocks(row, memories)
     if row[MULTIPLY.masks_columns]:
         leave_out(row, memories, record)
+
+
+@njit
+def latch(row, memories):
+    """Keep a pairing: how many rows, whether they are timesteps, and the table."""
+    store_16(memories.pairing, row[PAIR.rows])
+    store_16(memories.pairing + 2, row[PAIR.timesteps])
+    copy_bytes(memories.pairing + 4, memories.constant + row[PAIR.table], 2 * row[PAIR.rows])
 
 
 @njit

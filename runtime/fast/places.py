@@ -26,6 +26,7 @@ from isa.instructions import (
     Load,
     Mask,
     Multiply,
+    Pair,
     Pool,
     PoolValues,
     Rescale,
@@ -52,6 +53,7 @@ KEEP, KEEP_TOP = columns(KeepRows), columns(KeepTop)
 SCORE_SPIKES, SCORE_VALUES = columns(ScoreSpikes), columns(ScoreValues)
 HALT_SPIKES, HALT_VALUES, KEEP_BELOW = columns(HaltSpikes), columns(HaltValues), columns(KeepBelow)
 WEIGH_SPIKES, WEIGH_VALUES = columns(WeighSpikes), columns(WeighValues)
+PAIR = columns(Pair)
 """The columns of `Decoded.code` by field name, one name an instruction."""
 WINDOW = columns(Window)
 """Those that every instruction with a window has, in the same places."""
@@ -69,6 +71,7 @@ class Memories(NamedTuple):
     constant: int
     channel: int
     mask: int
+    pairing: int
     flags: int
     kept_rows: int
     kept_neurons: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from isa.instructions import (
     Load,
     Mask,
     Multiply,
+    Pair,
     Pool,
     PoolValues,
     Rescale,
@@ -56,6 +58,7 @@ from runtime.fast.depthwise import depthwise
 from runtime.fast.fire import fire
 from runtime.fast.held import COLUMNS, SLOTS, forget_all
 from runtime.fast.places import Memories, Scratch, Sizes
+from runtime.fast.reuse import Found, count_reuse
 from runtime.fast.scalar import load_u8
 from runtime.state import State
 
@@ -69,7 +72,7 @@ KEEP_ROWS, KEEP_NEURONS, KEEP_TOKENS = KeepRows.opcode, KeepNeurons.opcode, Keep
 SCORE_SPIKES, SCORE_VALUES, KEEP_TOP = ScoreSpikes.opcode, ScoreValues.opcode, KeepTop.opcode
 HALT_SPIKES, HALT_VALUES, KEEP_BELOW = HaltSpikes.opcode, HaltValues.opcode, KeepBelow.opcode
 WEIGH_SPIKES, WEIGH_VALUES = WeighSpikes.opcode, WeighValues.opcode
-COUNT_SPIKES, GUARD, DECIDE = CountSpikes.opcode, Guard.opcode, Decide.opcode
+COUNT_SPIKES, GUARD, DECIDE, PAIR = CountSpikes.opcode, Guard.opcode, Decide.opcode, Pair.opcode
 
 
 def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
@@ -145,6 +148,8 @@ def _compiled(sources: int) -> Callable[..., tuple[int, int]]:
                 halting.weigh_values(row, memories)
             elif opcode == DECIDE:
                 decide(row, memories)
+            elif opcode == PAIR:
+                pe.latch(row, memories)
             elif opcode == EXIT and load_u8(memories.flags) != 0:
                 return index + 1, sources
         return stop, sources
@@ -194,6 +199,7 @@ class Workspace:
         held = np.zeros((SLOTS + 1, COLUMNS), np.int64)
         addresses = {name: array.ctypes.data for name, array in self.arrays.items()}
         self.places = Scratch(**addresses, held=held, slot_events=sizes.events, slot_starts=sizes.starts)
+        self.found = Found()
 
 
 def walk(
@@ -207,7 +213,8 @@ def walk(
 ) -> int:
     """Run instructions start .. stop - 1 on `state`; instruction i fills row i of `record`.
 
-    A taken exit ends the walk. Returns the number of the instruction behind the last one that ran.
+    A taken exit ends the walk. Returns the number of the instruction behind the last one that ran. Behind Accumulates
+    whose rows share beyond pairs the loop is left, and what they count is written over what it counted.
     """
     machine = program.machine
     port = PORTS.index(machine.weight_port)
@@ -215,4 +222,22 @@ def walk(
     regions = {name: region.ctypes.data for name, region in state.regions().items()}
     memories = Memories(memory=state.memory.ctypes.data, memory_bytes=len(state.memory), **regions)
     last = len(program.code) if stop is None else stop
-    return _run(program.code, program.planes, memories, workspace.places, sizes, share, record, start, last)[0]
+
+    def to(first: int, end: int) -> int:
+        return _run(program.code, program.planes, memories, workspace.places, sizes, share, record, first, end)[0]
+
+    done = start
+    for index in (
+        program.reuses[bisect_left(program.reuses, start) : bisect_left(program.reuses, last)] if share else ()
+    ):
+        if index < done:  # a plane that was accumulated together with the first
+            continue
+        end = min(index + int(program.planes[index]), last)
+        done = to(done, end)
+        if done < end:
+            return done
+        for plane in range(index, end):
+            each = program.instructions[plane]
+            assert isinstance(each, Accumulate)
+            count_reuse(each, state, machine, workspace.found, record[plane])
+    return to(done, last)

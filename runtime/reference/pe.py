@@ -8,12 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
-from isa.instructions import ACCUMULATOR_BYTES, Accumulate, Depthwise, Multiply, Window, words_of
+from isa.instructions import (
+    ACCUMULATOR_BYTES,
+    PARTNER_BYTES,
+    Accumulate,
+    Depthwise,
+    Multiply,
+    Pair,
+    Window,
+    words_of,
+)
 from isa.machine import Machine
+from isa.word import Sharing
 from runtime.record import RECORD
 from runtime.reference.channels import Live, live_channels, live_groups
 from runtime.reference.spikes import Bits, bits_of, int32_at, put_int32, read_words, word_indices, words_from
-from runtime.reference.tokens import kept_tokens
+from runtime.reference.tokens import Kept, kept_tokens
+from runtime.sharing.reuse import execute
+from runtime.sharing.spent import Seen, spent, write_record
+from runtime.sharing.windows import Pairing, windows_of
+from runtime.sharing.windows import Window as SharedWindow
 from runtime.state import State
 
 Integers = NDArray[np.int64]
@@ -25,28 +39,42 @@ def accumulate(each: Accumulate, state: State, machine: Machine, share: bool, re
     gathered, live = _spikes_under_taps(each, state), _live(each, state, each.outputs)
     kept = kept_tokens(state, each.unit, each.kept, each.steps, each.columns)
     if each.kept:
-        gathered = np.where(kept[:, None, :, None, None], gathered, 0)
-    sums = _product(each, gathered, state) << each.plane
+        gathered = np.where(kept[:, None, :, None, None], gathered, 0).astype(np.uint8)
+    windows = _windows(each, gathered, kept, state, machine) if share and each.reuses else None
+    sums = _product(each, gathered, state) if windows is None else _reused(each, windows, state)
+    sums <<= each.plane
     _add(each, state, sums, live)
     check_range(each.mnemonic, state.output, each.accumulators, sums.size, machine)
+    passes = live_groups(live, machine.lanes)
     inside = np.broadcast_to(_inside(each), gathered.shape[:-1])
     if each.kept:
         gathered, inside = _compacted(gathered, kept), _compacted(inside, kept)
-    _count(each, gathered, inside, live, machine, share and bool(each.share), record)
-    if each.masks_columns:
-        record[RECORD.work] *= live_groups(live, machine.lanes)
+    if windows is not None:
+        seen, left = Seen(*_seen(gathered)), int(kept.sum()) if each.kept else None
+        write_record(each, seen, spent(windows, machine), int(live.sum()), passes, machine, record, left)
+        return
+    _count(each, gathered, inside, live, machine, share and each.sharing == Sharing.PAIR, record)
+    if each.masks_columns or each.reuses:
+        record[RECORD.work] *= passes
     if each.masks_columns or each.kept:
         accumulated = int(kept.sum()) * each.rows * int(live.sum()) * ACCUMULATOR_BYTES
         record[RECORD.output_buffer_bytes] = accumulated if each.fresh else 2 * accumulated
 
 
-def _compacted(values: NDArray[Value], kept: NDArray[np.bool_]) -> NDArray[Value]:
+def _compacted(values: NDArray[Value], kept: Kept) -> NDArray[Value]:
     """The kept pixels of every step moved together, [steps, 1, most that a step keeps, ...], zeros behind them."""
     most = int(kept.sum(axis=1).max(initial=1))
     result = np.zeros((len(values), 1, most, *values.shape[3:]), values.dtype)
     for step, chosen in enumerate(kept):
         result[step, 0, : int(chosen.sum())] = values[step, 0, chosen]
     return result
+
+
+def latch(each: Pair, state: State) -> None:
+    """The pairing that following Accumulates use: rows, whether they are timesteps, and the table."""
+    words, table = state.pairing.view("<u2"), slice(each.table, each.table + PARTNER_BYTES * each.rows)
+    words[:2] = each.rows, each.timesteps
+    words[2 : 2 + each.rows] = state.constant[table].view("<u2")
 
 
 def depthwise(each: Depthwise, state: State, machine: Machine, record: Integers) -> None:
@@ -61,6 +89,29 @@ def depthwise(each: Depthwise, state: State, machine: Machine, record: Integers)
     _count_depthwise(each, gathered, machine, record)
     if each.masks_columns:
         record[RECORD.output_buffer_bytes] = _accumulator_bytes(each, live)
+
+
+def _windows(each: Accumulate, gathered: Bits, kept: Kept, state: State, machine: Machine) -> list[SharedWindow]:
+    """The windows of its rows, and how each makes its sums."""
+    bits, rows = gathered.reshape(each.steps, each.rows * each.columns, -1), kept if each.kept else None
+    return list(windows_of(bits, Sharing(each.sharing), machine, Pairing.of(state.pairing), rows))
+
+
+def _reused(each: Accumulate, windows: list[SharedWindow], state: State) -> Integers:
+    """[steps, rows, columns, outputs], made sum by sum as the windows share."""
+    depth = each.kernel_rows * each.kernel_columns * each.inputs
+    weights = state.weight[each.weights : each.weights + depth * each.outputs].view(np.int8)
+    sums = np.zeros((each.steps * each.rows * each.columns, each.outputs), np.int64)
+    for window in windows:
+        sums[window.rows] = execute(window.reuse, weights.reshape(depth, each.outputs))
+    return sums.reshape(each.steps, each.rows, each.columns, each.outputs)
+
+
+def _seen(gathered: Bits) -> tuple[int, int, int]:
+    """Bits under all taps, those that both pixels of a pair have, and words that are not zero, row by row."""
+    left, right = _pairs(gathered)
+    words = words_from(np.ascontiguousarray(gathered, np.uint8))
+    return int(gathered.sum()), int((left & right).sum()), int(np.count_nonzero(words))
 
 
 def _live(each: Accumulate | Depthwise | Multiply, state: State, channels: int) -> Live:
@@ -165,6 +216,7 @@ def _count(
     record[RECORD.sop_bit] = bits.sum() * outputs
     record[RECORD.sop_value] = bits.sum() * outputs << each.plane
     record[RECORD.common] = common.sum() * outputs
+    record[RECORD.sop_union] = record[RECORD.sop_bit] - record[RECORD.common]
     record[RECORD.merges] = 2 * outputs * np.count_nonzero(common) if share else 0
     record[RECORD.words_read] = np.count_nonzero(union_words)
     all_words = int(inside_of_pairs.sum()) * words_of(each.inputs)
@@ -182,7 +234,7 @@ def _count_depthwise(each: Depthwise, gathered: NDArray[np.generic], machine: Ma
     held = words_from(gathered.astype(np.uint8)) != 0
     left, right = _pairs(held)
     by_word = (left + right).reshape(*left.shape[:2], -1)
-    record[RECORD.sop_bit] = np.count_nonzero(gathered)
+    record[RECORD.sop_bit] = record[RECORD.sop_union] = np.count_nonzero(gathered)
     record[RECORD.sop_value] = np.count_nonzero(gathered) << each.plane
     record[RECORD.words_read] = np.count_nonzero(held)
     record[RECORD.words_skipped] = each.taps * each.steps * words_of(each.inputs) - np.count_nonzero(held)

@@ -28,6 +28,7 @@ from isa.instructions import (
     Load,
     Mask,
     Multiply,
+    Pair,
     Pool,
     PoolValues,
     Rescale,
@@ -72,6 +73,8 @@ def execute(each: Instruction, state: State, machine: Machine, share: bool, reco
             dma.copy(each, state, machine, record)
         case Accumulate():
             pe.accumulate(each, state, machine, share, record)
+        case Pair():
+            pe.latch(each, state)
         case Depthwise():
             pe.depthwise(each, state, machine, record)
         case Multiply():

@@ -66,7 +66,7 @@ def _settled_on(
 def measure(
     program: Program, source: str, limit: int | None, *, share: bool, kernels: Kernels, workers: int, compare: bool
 ) -> Report:
-    """Run the first `limit` inputs, or all; and with `compare` run them again with pair sharing the other way."""
+    """Run the first `limit` inputs, or all; and with `compare` run them again with sharing the other way."""
     with progress_bar("read", None):
         dataset = inputs_for(program, source)
     taken = calibrated_on(program, len(dataset), dataset.rows)

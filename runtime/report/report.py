@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isa.errors import CStepError
+from isa.instructions import Accumulate
 from isa.machine import Machine
 from isa.program import Program, Provenance
+from isa.word import Sharing as SharingMode
 from runtime.counters import COUNTERS, Summed
 from runtime.energy import Table, energy, energy_by_entry, energy_table, energy_tables
 from runtime.report.figures import (
@@ -62,7 +64,7 @@ class LayerFigures(Strict):
 
 
 class SharingRow(Strict):
-    """One figure with pair sharing on and off, on the same inputs."""
+    """One figure with sharing on and off, on the same inputs."""
 
     name: str
     unit: str
@@ -72,7 +74,7 @@ class SharingRow(Strict):
 
 
 class Sharing(Strict):
-    """Pair sharing on and off, on the same inputs; the logits must be the same integers."""
+    """Sharing on and off, on the same inputs; the logits must be the same integers."""
 
     equal_logits: bool
     rows: tuple[SharingRow, ...]
@@ -110,7 +112,9 @@ class Report(Strict):
     timesteps: int
     inputs: Inputs
     sharing_on: bool
-    """Whether the figures are with pair sharing."""
+    """Whether the figures are with sharing."""
+    sharing_modes: tuple[str, ...] = ()
+    """How rows share then, by name."""
     accuracy: Accuracy | None
     exits: bool
     """Whether the program has exit points; without, every input runs all timesteps, and no window costs a spill."""
@@ -137,7 +141,9 @@ class Report(Strict):
         raise CStepError(f"report: no figure {name}; there are {', '.join(each.name for each in self.figures)}")
 
 
-COMPARED = ("sop_hw", "merges", "cycles", "latency", "weight_buffer_bytes", "dram_bytes")
+BEYOND_PAIRS = ("copies", "matching_bits", "partial_sum_bytes")
+"""Shown where there are any."""
+COMPARED = ("sop_hw", "merges", *BEYOND_PAIRS, "cycles", "latency", "weight_buffer_bytes", "dram_bytes")
 """What sharing can change, beside energy."""
 
 
@@ -169,6 +175,7 @@ def make_report(
         timesteps=program.header.timesteps,
         inputs=inputs,
         sharing_on=share,
+        sharing_modes=_modes(program),
         accuracy=accuracy,
         exits=has_exits(program),
         exit_rate=float((steps < program.header.timesteps).mean()),
@@ -193,9 +200,20 @@ def _sharing(on: tuple[Figure, ...], off: tuple[Figure, ...], equal_logits: bool
     rows = [
         SharingRow(name=a.name, unit=a.unit, origin=a.origin, on=a.per_input, off=b.per_input)
         for a, b in zip(on, off, strict=True)
-        if a.name in COMPARED or a.name.startswith("energy ")
+        if (a.name in COMPARED and not _is_none_of(a, b)) or a.name.startswith("energy ")
     ]
     return Sharing(equal_logits=equal_logits, rows=tuple(rows))
+
+
+def _is_none_of(on: Figure, off: Figure) -> bool:
+    """Whether a figure is one that only sharing beyond pairs has, and there is none of it."""
+    return on.name in BEYOND_PAIRS and not (on.per_input.worst or off.per_input.worst)
+
+
+def _modes(program: Program) -> tuple[str, ...]:
+    """How a program's rows share."""
+    modes = sorted({SharingMode(each.sharing) for each in program.code if isinstance(each, Accumulate)})
+    return tuple(mode.name.lower() for mode in modes if mode != SharingMode.NONE)
 
 
 def layer_units() -> dict[str, tuple[str, Origin]]:

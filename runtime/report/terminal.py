@@ -34,8 +34,9 @@ class ReportTable:
         report = self.report
         name = report.provenance.model or "program"
         sharing = "on" if report.sharing_on else "off"
+        modes = "".join(f"{mode} " for mode in report.sharing_modes)
         yield (
-            f"[bold]{name}[/] on {report.machine.name}, T={report.timesteps}, pair sharing {sharing}; "
+            f"[bold]{name}[/] on {report.machine.name}, T={report.timesteps}, {modes}sharing {sharing}; "
             f"{report.inputs.count} inputs of {report.inputs.source}"
         )
         if report.accuracy is not None:

@@ -82,7 +82,7 @@ def _terms(tile: Bits, made_from: NDArray[np.int64], most: int, compared: int) -
     return Terms(tile.shape[1], partial, owner, operand, sign, compared + touched)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _listed(pairs, relation, members, made_from, channels):
     """Owners, operands and signs of all terms, and how many partial sums.
 

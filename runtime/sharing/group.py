@@ -40,7 +40,7 @@ def share_within(rows: Bits, groups: NDArray[np.integer]) -> Reuse:
     return reuse_of(len(rows), [Terms(rows.shape[1], partial, owner, operand, signs, compared)])
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _nested(rows, groups):
     """Owners and operands of all terms, and how many partial sums; see `Terms`."""
     channels, size, bits = rows.shape[1], groups.shape[1], int(rows.sum())
@@ -80,7 +80,7 @@ def _nested(rows, groups):
     return owner[:filled].copy(), operand[:filled].copy(), partial
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _lone(places, at, size):
     """Whether the rows under place `at` of the heap are not all there."""
     while at < size:

@@ -8,6 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+SUMS = 1024
+"""So many sums have room for their counts at first; a triangle of pairs grows behind its end."""
+
 
 @dataclass(frozen=True)
 class Intersections:
@@ -34,7 +37,8 @@ def intersect(rows: NDArray[np.int8], most: int) -> Intersections:
     room = rows.shape[1] + min(most, int(np.count_nonzero(rows)))
     members = np.zeros((room, len(rows)), np.int8)
     members[: rows.shape[1]] = rows.T
-    counts = np.zeros((2 if signed else 1, room, room), np.int16 if len(rows) < 1 << 15 else np.int32)
+    first = min(room, rows.shape[1] + SUMS)
+    counts = np.zeros((2 if signed else 1, first * (first - 1) // 2), np.int16 if len(rows) < 1 << 15 else np.int32)
     channels = rows.shape[1]
     pairs, relation, touched = _intersect(members, counts, channels)
     order = _depth_first(pairs, channels)
@@ -43,7 +47,7 @@ def intersect(rows: NDArray[np.int8], most: int) -> Intersections:
     return Intersections(place[pairs[order]].astype(np.int32), relation[order], members[terms], touched)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _depth_first(pairs, channels):
     """An order of making in which few sums wait to be used, and most are used up by the sum made next."""
     sums = len(pairs)
@@ -74,13 +78,14 @@ def _depth_first(pairs, channels):
     return order
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _count(counts, first, second, product, change):
-    """Change the count of a pair; its place is [relation, larger term, smaller term]."""
-    counts[0 if product > 0 else 1, max(first, second), min(first, second)] += change
+    """Change the count of a pair; its place is [relation, that of the pair among those of smaller terms]."""
+    larger, smaller = max(first, second), min(first, second)
+    counts[0 if product > 0 else 1, (larger * (larger - 1) >> 1) + smaller] += change
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _queue(queue, heads, filled, count, kind, first, second):
     """Put a pair into the list of its count: a row (kind, larger term, smaller term, next row)."""
     queue[filled, 0], queue[filled, 1], queue[filled, 2], queue[filled, 3] = kind, first, second, heads[count]
@@ -88,7 +93,7 @@ def _queue(queue, heads, filled, count, kind, first, second):
     return filled + 1
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _count_all(members, counts, used, size):
     """Count every pair of terms of every row, and list the terms of each row; returns the counters changed."""
     touched = 0
@@ -103,7 +108,7 @@ def _count_all(members, counts, used, size):
     return touched
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _intersect(members, counts, channels):
     """Pairs, relations and counters touched.
 
@@ -123,7 +128,7 @@ def _intersect(members, counts, channels):
                 queue = np.concatenate((queue, np.empty_like(queue)))
             for kind in range(len(counts)):
                 for other in range(term):
-                    count = counts[kind, term, other]
+                    count = counts[kind, (term * (term - 1) >> 1) + other]
                     touched += count > 0
                     if count >= 2:
                         filled = _queue(queue, heads, filled, count, kind, term, other)
@@ -134,12 +139,14 @@ def _intersect(members, counts, channels):
             return pairs[: terms - channels].copy(), relations[: terms - channels].copy(), touched
         place = heads[most]
         kind, first, second, heads[most] = queue[place]
-        count = counts[kind, first, second]
+        count = counts[kind, (first * (first - 1) >> 1) + second]
         touched += 1
         if count < most:
             if count >= 2:
                 _queue(queue, heads, place, count, kind, first, second)
             continue
+        while terms * (terms + 1) >> 1 > counts.shape[1]:
+            counts = np.concatenate((counts, np.zeros_like(counts)), axis=1)
         pairs[terms - channels] = first, second
         relations[terms - channels] = 1 - 2 * kind
         for row in range(rows):
@@ -148,7 +155,7 @@ def _intersect(members, counts, channels):
         terms += 1
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _replace(members, counts, used, size, row, first, second, made):
     """In one row, the sum `made` for its two terms."""
     _count(counts, first, second, members[first, row] * members[second, row], -1)

@@ -28,7 +28,7 @@ def _of_tile(tile: Bits) -> Terms:
     return Terms(tile.shape[1], partial, owner, operand, np.ones(len(owner), np.int8), len(tile) * tile.size)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _largest_subset(words, spikes, row):
     """The row that `row` begins with, or -1."""
     best, most = -1, 0
@@ -44,7 +44,7 @@ def _largest_subset(words, spikes, row):
     return best
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _prefix_terms(tile, words):
     """Owners and operands of all terms, and how many partial sums."""
     rows, channels = tile.shape

@@ -99,7 +99,7 @@ class Reuse:
         return _keep(self.starts, self.operands, self.signs, self.channels, self.partial)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _keep(starts, operands, signs, channels, partial):
     """How many partial sums take another's place, how many begin as a copy, and how many are stored at most."""
     last = np.full(partial, -1, np.int64)
@@ -163,7 +163,7 @@ def execute(reuse: Reuse, weights: NDArray[np.integer]) -> NDArray[np.int64]:
     return sums[reuse.partial :]
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _execute(starts, operands, signs, weights):
     channels = len(weights)
     sums = np.zeros((len(starts) - 1, weights.shape[1]), np.int64)
@@ -176,7 +176,8 @@ def _execute(starts, operands, signs, weights):
 
 def checked_bits(bits: NDArray[np.generic]) -> Bits:
     """Raise CStepError for anything but zeros and ones [rows, channels]."""
-    if bits.ndim != 2 or not np.isin(bits, (0, 1)).all():
+    binary = bits.max(initial=0) <= 1 if bits.dtype == np.uint8 else np.isin(bits, (0, 1)).all()
+    if bits.ndim != 2 or not binary:
         raise CStepError(f"spikes: {bits.dtype} {list(bits.shape)}; a window is zeros and ones [rows, channels]")
     return np.ascontiguousarray(bits, np.uint8)
 
@@ -189,7 +190,7 @@ def tiles_of(bits: Bits, width: int | None) -> list[Bits]:
     return [np.ascontiguousarray(bits[:, at : at + step]) for at in range(0, bits.shape[1], step)]
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def packed(bits):
     """Rows of bits as words of 64: [rows, words]."""
     words = np.zeros((len(bits), (bits.shape[1] + 63) >> 6), np.uint64)

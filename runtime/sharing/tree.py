@@ -19,7 +19,7 @@ def parents(tile: Bits, saving: int) -> NDArray[np.int64]:
     return _grow(packed(tile), saving)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _grow(words, saving):
     rows = len(words)
     cost, parent = np.zeros(rows, np.int64), np.full(rows, -1, np.int64)

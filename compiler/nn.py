@@ -1,11 +1,12 @@
-"""Layers that model code imports to be trained with fewer timesteps, and what reads them off afterwards (torch only).
+"""What model code imports to be trained with fewer timesteps or tokens, and what reads it off afterwards (torch only).
 
 Datta, Liu, Beerel (DTS-SNN), equations 1 to 8: a trainable score a layer says at which timesteps its spikes count.
 
     model = with_timesteps(Spikformer(...), 4)
     loss = cross_entropy(model(images), labels) + timestep_loss(model)
 
-The compiler takes the masks as constants; docs/timesteps.md says how to train them.
+The compiler takes the masks as constants; docs/timesteps.md says how to train them. Tokens that halt (STAS) are in
+compiler/halting.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from compiler.halting import (
+    halting_of,
+    ponder_loss,
+    token_depths,
+    tokens_used,
+    with_halting,
+    with_integrated_patch_splitting,
+)
 from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 
@@ -286,3 +295,31 @@ def group_of(path: str) -> str:
         if "attn" in part or "attention" in part or part.endswith("ssa"):
             return "qkv" if any(re.match(r"[qkv]{1,3}(_|\d|$)", inner) for inner in parts[place + 1 :]) else "attn"
     return "sps"
+
+
+__all__ = [
+    "GROUPS",
+    "PENALISED",
+    "TIME_SCORE",
+    "DynamicTimeSteps",
+    "ThresholdLIF",
+    "average_timesteps",
+    "first_score",
+    "group_of",
+    "halting_of",
+    "has_timesteps",
+    "keep_prefixes",
+    "mask_of",
+    "ponder_loss",
+    "score_of",
+    "spelled",
+    "time_mask",
+    "timestep_loss",
+    "timesteps",
+    "token_depths",
+    "tokens_used",
+    "unmasked",
+    "with_halting",
+    "with_integrated_patch_splitting",
+    "with_timesteps",
+]

@@ -31,6 +31,7 @@ from compiler.passes.fuse_masks import FuseMasks
 from compiler.passes.guard_channels import GuardChannels
 from compiler.passes.hoist_invariant import HoistInvariant
 from compiler.passes.insert_exits import InsertExits
+from compiler.passes.integrate_patch_splitting import IntegratePatchSplitting
 from compiler.passes.join_heads import JoinHeads
 from compiler.passes.mask_timesteps import MaskTimesteps
 from compiler.passes.network_pass import NetworkPass
@@ -45,6 +46,7 @@ from isa.program import Program, Provenance
 from isa.verify import verify
 
 PASSES: tuple[type[NetworkPass], ...] = (
+    IntegratePatchSplitting,
     FuseAttention,
     Canonicalise,
     SplitChannels,
@@ -74,8 +76,8 @@ DEFAULT_PASSES = (
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
 
-Lossy passes are asked for: set-timesteps in front of mask-timesteps, guard-channels and then insert-exits behind
-hoist-invariant (compiler/settings.py).
+Lossy passes are asked for: integrate-patch-splitting first, set-timesteps in front of mask-timesteps, guard-channels and
+then insert-exits behind hoist-invariant (compiler/settings.py).
 """
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""

@@ -18,6 +18,7 @@ from compiler.backend.lower_head import has_work, lower_head
 from compiler.backend.lower_pool import lower_pool
 from compiler.backend.lower_streams import lower_stream, stream_tiling
 from compiler.backend.lower_sums import head_sum_tiling, lower_head_sum, lower_sum
+from compiler.backend.lower_time_sums import lower_time_sum
 from compiler.backend.lower_weighted import is_one_tile, lower_weighted
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import (
@@ -34,6 +35,7 @@ from compiler.backend.stages import (
     Stage,
     StreamStage,
     SumStage,
+    TimeSumStage,
     WeightedStage,
 )
 from compiler.backend.tile_weighted import Demand, Tiling, choose
@@ -227,6 +229,8 @@ def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logi
             lower_pool(lowering, stage, call)
         case AddStage():
             lower_add(lowering, stage, call)
+        case TimeSumStage():
+            lower_time_sum(lowering, stage)
         case HeadStage():
             lower_head(lowering, stage, call, logits)
         case _:
@@ -241,6 +245,7 @@ OPERATIONS: dict[type[Stage], str] = {
     DilateStage: "pool",
     PoolStage: "pool",
     AddStage: "add",
+    TimeSumStage: "add",
     HeadStage: "head",
 }
 """What the layer table calls a stage."""

@@ -24,6 +24,7 @@ ELEMENTWISE = (
     spike.ChannelScale,
     spike.Add,
     spike.Multiply,
+    spike.SumTime,
 )
 """Ops that compute the same whatever the layout; the axis of a batch norm or a channel scale follows."""
 

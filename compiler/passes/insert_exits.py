@@ -213,7 +213,7 @@ def _output_of(network: Network) -> spike.Output:
 
 def _sums_of(network: Network) -> list[spike.SumTime]:
     """The sums over time that make the logits."""
-    sums = [op for op in network.operations() if isinstance(op, spike.SumTime)]
+    sums = sums_of_logits(network)
     if not sums or not all(makes_logits_through_layers(op.results[0]) for op in sums):
         raise CStepError("insert-exits: the logits are no sums over time; there is nothing that an exit could read")
     return sums
@@ -247,9 +247,9 @@ def _cumulative(network: Network, sums: list[spike.SumTime], unmasked: int) -> i
             f"insert-exits: {heads[0].label}: its bias is no multiple of T={least}; `quantise` makes it one"
         )
     for op in list(network.operations()):
-        if isinstance(op, spike.SumTime):
+        if op in sums:
             _run(op, steps)
-        elif op.results and isinstance(op, spike.SpikeOperation) and op.result_type.steps is None:
+        elif not isinstance(op, spike.SumTime) and op.results and isinstance(op, spike.SpikeOperation) and op.result_type.steps is None:
             _lift(network, op, steps)
     return steps
 

@@ -24,12 +24,12 @@ class Timing:
     """Timesteps at which its currents become spikes or values; behind them, only what is added to them goes on."""
     is_still: bool = False
     """Its sums are the same at every timestep: they are made once, ahead, for all its timesteps."""
-    is_ahead: bool = False
-    """Something is summed over time that is made of it: all its timesteps are computed before any other segment."""
     cuts: tuple[int, ...] = ()
     """Timesteps at which a window begins, because something is different from there on."""
     breaks: tuple[int, ...] = ()
     """Timesteps at which a call begins: every tile ends what is before them first."""
+    is_ahead: bool = False
+    """Something is summed over time that is made of it: all its timesteps are computed before any other segment."""
 
 
 def timing_of_sums(

@@ -16,7 +16,7 @@ from compiler.ir.time_ops import CRITERIA
 from compiler.ir.types import Element, Tensor, Train, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.rewriting import emitter, remake, replace_op, users
-from compiler.passes.timesteps import makes_logits, network_steps
+from compiler.passes.timesteps import makes_logits, network_steps, sums_of_logits
 from isa.errors import CStepError, CStepWarning
 from isa.logarithms import LOG_BITS, POWER_BITS, POWER_STEPS, certainty, largest_probability, light_softmax
 
@@ -272,13 +272,15 @@ def _lift(network: Network, op: spike.SpikeOperation, steps: int) -> None:
     assert isinstance(op, spike.Align | spike.Reshape | spike.Linear | spike.Add), op.name
     low, high = op.result_type.element.bounds
     element = Element.integer(min(low, 0), max(high, 0))  # a part of the sums may be nearer to 0 than all of them
-    new = remake(op, list(op.operands), Train.of(steps, op.result_type.sizes, element))
+    kind = Train.of(steps, op.result_type.sizes, element)
     name = op.symbol("bias")
-    if isinstance(op, spike.Linear) and name is not None:
+    if not isinstance(op, spike.Linear) or name is None:
+        new = remake(op, list(op.operands), kind)
+    else:
         each = network.weights[name].astype(np.int32) // steps
         new = spike.Linear.make(
             op.operands[0],
-            result=new.result_type,
+            result=kind,
             symbols={"weight": op.symbol("weight"), "bias": network.add_weight(f"{name}.step", each)},
             source=op.source,
             hint=op.label,

@@ -76,10 +76,10 @@ class IntegratePatchSplitting(NetworkPass):
         if any(isinstance(op, spike.QuantiseImage) for op in ops):
             raise self._refused("the network is integers already; it must stand in front of quantise")
         if not inside:
-            parts = dict.fromkeys(op.label.partition(".")[0] + "." for op in ops if "." in op.label)
-            raise self._refused(f"nothing is labelled {self.prefix}...; prefix must be one of {', '.join(parts)}")
+            parts = dict.fromkeys(op.label.partition(".")[0] + "." for op in ops if op.results and "." in op.label)
+            raise self._refused(f"no label begins with {self.prefix}; prefix must be one of {', '.join(parts)}")
         if any(isinstance(op, spike.SumTime) for op in inside):
-            raise self._refused(f"what is labelled {self.prefix}... is summed over time already; leave this pass out")
+            raise self._refused(f"{self.prefix} is summed over time already; leave this pass out")
         return inside
 
     def _last_spikes(self, leaving: list[Reader]) -> list[Reader]:
@@ -95,7 +95,7 @@ class IntegratePatchSplitting(NetworkPass):
             elif isinstance(maker, SpikeOperation) and maker.operands:
                 ahead += [(maker, each) for each in range(len(maker.operands))]
             else:
-                raise self._refused(f"no neuron stands between the input and what leaves {self.prefix}...")
+                raise self._refused(f"no neuron stands between the input and what leaves {self.prefix}; nothing fires that could be summed")
         return list(found)
 
     def _refused(self, message: str) -> CStepError:

@@ -44,8 +44,8 @@ class IntegratePatchSplitting(NetworkPass):
     name = "integrate-patch-splitting"
     keeps: ClassVar[Keeps] = Keeps.LOSSY
 
-    prefix: str = "patch_embed."
-    """How the labels of the patch splitting begin."""
+    prefix: str = "patch_embed"
+    """The first part of the labels of the patch splitting: its name in the model."""
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
@@ -70,14 +70,14 @@ class IntegratePatchSplitting(NetworkPass):
 
     def _inside(self, ops: list[SpikeOperation]) -> set[SpikeOperation]:
         """The ops of the patch splitting. Raises CStepError where there is none, or nothing to sum."""
-        inside = {op for op in ops if op.label.startswith(self.prefix)}
+        inside = {op for op in ops if op.label.startswith(f"{self.prefix}.")}
         if any(isinstance(op, spike.Input) and op.result_type.steps is not None for op in ops):
             raise self._refused("the input is events, another image at every timestep; it must be one image")
         if any(isinstance(op, spike.QuantiseImage) for op in ops):
             raise self._refused("the network is integers already; it must stand in front of quantise")
         if not inside:
-            parts = dict.fromkeys(op.label.partition(".")[0] + "." for op in ops if op.results and "." in op.label)
-            raise self._refused(f"no label begins with {self.prefix}; prefix must be one of {', '.join(parts)}")
+            parts = dict.fromkeys(op.label.partition(".")[0] for op in ops if op.results and "." in op.label)
+            raise self._refused(f"no label begins with {self.prefix}.; prefix must be one of {', '.join(parts)}")
         if any(isinstance(op, spike.SumTime) for op in inside):
             raise self._refused(f"{self.prefix} is summed over time already; leave this pass out")
         return inside
@@ -110,9 +110,9 @@ def _at_every_timestep(value: SSAValue, prefix: str) -> SSAValue:
     assert block is not None
     element = Element.count(kind.element.bounds[1] * kind.steps)
     named = {"source": owner.source}
-    total = spike.SumTime.make(value, result=Tensor.of(kind.sizes, element), hint=f"{prefix}sum_time", **named)
+    total = spike.SumTime.make(value, result=Tensor.of(kind.sizes, element), hint=f"{prefix}.sum_time", **named)
     repeat = spike.Repeat.make(
-        total.results[0], result=Train.of(kind.steps, kind.sizes, element), hint=f"{prefix}repeat", **named
+        total.results[0], result=Train.of(kind.steps, kind.sizes, element), hint=f"{prefix}.repeat", **named
     )
     block.insert_op_after(total, owner)
     block.insert_op_after(repeat, total)

@@ -32,7 +32,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def with_integrated_patch_splitting(model: M) -> M:
-    """Show every block the same at each timestep: what the patch splitting fires, summed over time (I-SPS, section 3.1).
+    """Show every block the same at each timestep: what the patch splitting fires, summed over time (section 3.1).
 
     In place; no key of the state_dict changes. Of a Spikformer, the counts that leave the patch splitting are summed.
     A Spikingformer's leave it as membrane currents, which are no spikes: there the spikes in front of its last
@@ -146,7 +146,7 @@ class _HaltedBlock:
         x = inputs[0]
         if isinstance(x, fx.Proxy):
             raise CStepError(
-                "the model halts tokens (with_halting); compile the plain model, and give a settings file with [halting]"
+                "the model halts tokens (with_halting); compile the plain model with a settings file that has [halting]"
             )
         self.keep = self.halting.entered(x)
         return x * self.halting.spread(self.keep, x)
@@ -164,9 +164,7 @@ class _HaltedBlock:
         return x
 
 
-def with_halting(
-    model: M, *, alpha: float, beta: float, epsilon: float = 0.01, output: Classifies = "weighted"
-) -> M:
+def with_halting(model: M, *, alpha: float, beta: float, epsilon: float = 0.01, output: Classifies = "weighted") -> M:
     """Let a model halt tokens, in place; its forward gives logits as before, and no key of the state_dict changes.
 
     `alpha` and `beta` scale the halting score: -5, 0 (Spikformer), 5, -25 (Spikingformer) and 5, -10 (events) in the
@@ -226,8 +224,8 @@ def ponder_loss(model: nn.Module, weight: float = 1e-3) -> Tensor:
     """`weight` times the ponder loss of the last forward (eq. 9), a scalar with gradient.
 
     The mean over images, timesteps and tokens of the number of blocks that a token goes through, and its remainder. The
-    gradient is the remainder's: it raises the scores of the blocks before. The paper's weight delta_p is 1e-3 for CIFAR,
-    1e-4 for ImageNet.
+    gradient is the remainder's: it raises the scores of the blocks before. The paper's weight delta_p is 1e-3 for
+    CIFAR, 1e-4 for ImageNet.
     """
     ponder = _ran(model).ponder
     assert ponder is not None

@@ -76,8 +76,8 @@ DEFAULT_PASSES = (
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
 
-Lossy passes are asked for: integrate-patch-splitting first, set-timesteps in front of mask-timesteps, guard-channels and
-then insert-exits behind hoist-invariant (compiler/settings.py).
+Lossy passes are asked for: integrate-patch-splitting first, set-timesteps in front of mask-timesteps, guard-channels
+and then insert-exits behind hoist-invariant (compiler/settings.py).
 """
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""

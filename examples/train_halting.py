@@ -4,8 +4,8 @@
     cstep compile spikformer-4-64 --checkpoint halting.safetensors --calibration digits --settings halting.toml
 
 First the digits are learnt with integrated patch splitting: every block sees the same at each of four timesteps. Then
-tokens halt, and the ponder loss asks them to do so early. Last, other thresholds are tried without training. Accuracy is
-that on held-out digits (`digits:test`), which no step of the training looks at.
+tokens halt, and the ponder loss asks them to do so early. Last, other thresholds are tried without training. Accuracy
+is that on held-out digits (`digits:test`), which no step of the training looks at.
 """
 
 from __future__ import annotations

@@ -346,10 +346,10 @@ def test_what_cannot_halt_is_refused_in_one_line() -> None:
     with pytest.raises(CStepError, match="halts no tokens; call with_halting"):
         ponder_loss(model)
     for wrong in ({"epsilon": 1.0}, {"epsilon": -0.1}, {"output": "last"}):
-        with pytest.raises(CStepError, match="expected 0 <= epsilon < 1, and weighted or mean$"):
+        with pytest.raises(CStepError, match=r"expected 0 <= epsilon < 1, and weighted or mean$"):
             with_halting(model, alpha=0.0, beta=0.0, **wrong)  # type: ignore[arg-type]
     with_halting(model, alpha=0.0, beta=0.0)
     with pytest.raises(CStepError, match=r"was not run since with_halting; call model\(images\) first"):
         tokens_used(model)
-    with pytest.raises(CStepError, match="compile the plain model, and give a settings file with"):
+    with pytest.raises(CStepError, match="compile the plain model with a settings file that has"):
         import_model(model, torch.zeros(1, 3, 16, 16))

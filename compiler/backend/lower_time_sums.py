@@ -8,6 +8,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span
+from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import TimeSumStage
 from compiler.backend.tile import MAX_PIXELS, aligned, largest, spans
 from compiler.ir.types import shaped
@@ -37,37 +38,62 @@ def lower_time_sum(lowering: Lowering, stage: TimeSumStage) -> None:
 
 def _tile(lowering: Lowering, stage: TimeSumStage, result: SSAValue, pixels: Span) -> list[Step]:
     """A step a timestep: the first begins the sum, in its lower planes; the others are added in place."""
-    emit, plan, value = lowering.emit, lowering.plan, stage.inputs[0]
-    info, made, live = plan.train(value), plan.train(result), plan.live(value)
-    channels, plane_bytes = (0, made.words), pixels[1] * made.pixel_bytes
+    emit, value = lowering.emit, stage.inputs[0]
+    info, made, live = lowering.plan.train(value), lowering.plan.train(result), lowering.plan.live(value)
+    plane_bytes = pixels[1] * made.pixel_bytes
     total = emit.buffer(Region.SPIKE, made.planes * plane_bytes, f"{stage.label}.total")
-    most = shaped(value.type).element.bounds[1]
-
-    def load(time: int, held: SSAValue) -> None:
-        tile = {"steps": (time, 1), "pixels": pixels, "words": channels}
-        emit.copy_train(Load, info, lowering.dram_of(value), held, **tile, planes=info.planes)
-
-    def add(time: int, held: SSAValue) -> None:
-        emit.instruction(
-            Add,
-            {"left": (total, 0), "right": (held, 0), "result": (total, 0)},
-            left_planes=(most * time).bit_length(),
-            right_planes=info.planes,
-            planes=made.planes if time == live - 1 else (most * (time + 1)).bit_length(),
-            pixels=pixels[1],
-            words=made.words,
-            plane_stride=plane_bytes,
-        )
-
-    first = Step(loads=[lambda: load(0, total)])
-    if live == 1 and made.planes > info.planes:
-        extra = (info.planes, made.planes - info.planes)
-        clear = {"planes": extra, "steps": (0, 1), "held_steps": 1, "pixels": pixels[1], "words": made.words}
-        first.loads.append(lambda: emit.clear_train((total, 0), **clear))
-    steps = [first]
+    steps = [Step(loads=[lambda: _load(lowering, value, total, 0, pixels)])]
+    if live == 1:  # nothing is added that would write the upper planes
+        steps[0].loads.append(lambda: _clear(lowering, total, (info.planes, made.planes - info.planes), made, pixels))
     for time in range(1, live):
         held = emit.buffer(Region.SPIKE, info.planes * plane_bytes, f"{stage.label}.spikes")
-        steps.append(Step(loads=[lambda t=time, h=held: load(t, h)], works=[lambda t=time, h=held: add(t, h)]))
-    tile = {"steps": (0, 1), "pixels": pixels, "words": channels, "planes": made.planes}
-    steps[-1].stores.append(lambda: emit.copy_train(Store, made, lowering.dram_of(result), total, **tile))
+        steps.append(
+            Step(
+                loads=[lambda t=time, h=held: _load(lowering, value, h, t, pixels)],
+                works=[lambda t=time, h=held: _add(lowering, value, (total, h), t, made, pixels)],
+            )
+        )
+    steps[-1].stores.append(
+        lambda: emit.copy_train(
+            Store,
+            made,
+            lowering.dram_of(result),
+            total,
+            steps=(0, 1),
+            pixels=pixels,
+            words=(0, made.words),
+            planes=made.planes,
+        )
+    )
     return steps
+
+
+def _load(lowering: Lowering, value: SSAValue, held: SSAValue, time: int, pixels: Span) -> None:
+    """One timestep of a tile."""
+    info = lowering.plan.train(value)
+    words = (0, info.words)
+    lowering.emit.copy_train(
+        Load, info, lowering.dram_of(value), held, steps=(time, 1), pixels=pixels, words=words, planes=info.planes
+    )
+
+
+def _clear(lowering: Lowering, total: SSAValue, planes: Span, made: TrainInfo, pixels: Span) -> None:
+    lowering.emit.clear_train((total, 0), planes=planes, steps=(0, 1), held_steps=1, pixels=pixels[1], words=made.words)
+
+
+def _add(
+    lowering: Lowering, value: SSAValue, held: tuple[SSAValue, SSAValue], time: int, made: TrainInfo, pixels: Span
+) -> None:
+    """The sum of the timesteps before `time`, and that timestep: only as many planes as they can have."""
+    total, spikes = held
+    most, last = shaped(value.type).element.bounds[1], time == lowering.plan.live(value) - 1
+    lowering.emit.instruction(
+        Add,
+        {"left": (total, 0), "right": (spikes, 0), "result": (total, 0)},
+        left_planes=(most * time).bit_length(),
+        right_planes=lowering.plan.train(value).planes,
+        planes=made.planes if last else (most * (time + 1)).bit_length(),
+        pixels=pixels[1],
+        words=made.words,
+        plane_stride=pixels[1] * made.pixel_bytes,
+    )

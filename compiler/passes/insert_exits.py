@@ -247,9 +247,10 @@ def _cumulative(network: Network, sums: list[spike.SumTime], unmasked: int) -> i
             f"insert-exits: {heads[0].label}: its bias is no multiple of T={least}; `quantise` makes it one"
         )
     for op in list(network.operations()):
-        if op in sums:
-            _run(op, steps)
-        elif not isinstance(op, spike.SumTime) and op.results and isinstance(op, spike.SpikeOperation) and op.result_type.steps is None:
+        if isinstance(op, spike.SumTime):
+            if op in sums:
+                _run(op, steps)
+        elif op.results and isinstance(op, spike.SpikeOperation) and op.result_type.steps is None:
             _lift(network, op, steps)
     return steps
 

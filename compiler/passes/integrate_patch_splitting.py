@@ -95,7 +95,7 @@ class IntegratePatchSplitting(NetworkPass):
             elif isinstance(maker, SpikeOperation) and maker.operands:
                 ahead += [(maker, each) for each in range(len(maker.operands))]
             else:
-                raise self._refused(f"no neuron stands between the input and what leaves {self.prefix}; nothing fires that could be summed")
+                raise self._refused(f"no neuron stands between the input and what leaves {self.prefix}")
         return list(found)
 
     def _refused(self, message: str) -> CStepError:
@@ -109,11 +109,9 @@ def _at_every_timestep(value: SSAValue, prefix: str) -> SSAValue:
     block = owner.parent_block()
     assert block is not None
     element = Element.count(kind.element.bounds[1] * kind.steps)
-    named = {"source": owner.source}
-    total = spike.SumTime.make(value, result=Tensor.of(kind.sizes, element), hint=f"{prefix}.sum_time", **named)
-    repeat = spike.Repeat.make(
-        total.results[0], result=Train.of(kind.steps, kind.sizes, element), hint=f"{prefix}.repeat", **named
-    )
+    still, train = Tensor.of(kind.sizes, element), Train.of(kind.steps, kind.sizes, element)
+    total = spike.SumTime.make(value, result=still, source=owner.source, hint=f"{prefix}.sum_time")
+    repeat = spike.Repeat.make(total.results[0], result=train, source=owner.source, hint=f"{prefix}.repeat")
     block.insert_op_after(total, owner)
     block.insert_op_after(repeat, total)
     return repeat.results[0]

@@ -24,6 +24,7 @@ from compiler.passes.timesteps import sums_of_logits
 from compiler.pipeline import DEFAULT_PASSES, parse_passes, run_passes
 from isa.errors import CStepError, CStepWarning
 from isa.machine import load_machine
+from runtime.interpreter import quantise_input, run
 
 PASS = "integrate-patch-splitting"
 IMAGES = ("spikformer-cifar", "spikformer-imagenet", "spikingformer", "spikingformer-cml", "spikingformer-imagenet")
@@ -102,6 +103,21 @@ def test_a_sum_of_several_tiles(schedule: str) -> None:
     passes = f"{PASS},{DEFAULT_PASSES}"
     made = compiled(plain("spikformer-cifar"), images, passes=passes, schedule=schedule, machine=machine)
     assert made.checks[-1].note == "emulator == integer model"
+
+
+@SCHEDULES
+def test_both_kernel_families_add_in_place(schedule: str) -> None:
+    """The sum grows by planes where it lies; logits, currents and counters are the same."""
+    images = FAMILIES["spikformer-imagenet"].inputs(8)
+    passes = f"{PASS},{DEFAULT_PASSES}"
+    program = compiled(plain("spikformer-imagenet"), images, check=0, passes=passes, schedule=schedule).program
+    given = quantise_input(program, images[:3])
+    fast, reference = (run(program, given, observe=True, kernels=kernels) for kernels in ("fast", "reference"))
+    assert np.array_equal(fast.logits, reference.logits)
+    assert fast.currents is not None and reference.currents is not None
+    assert all(np.array_equal(fast.currents[layer], reference.currents[layer]) for layer in reference.currents)
+    for name in ("sop_hw", "add", "cycles", "spike_buffer_bytes"):
+        assert np.array_equal(fast.counters.total(name), reference.counters.total(name)), name
 
 
 LOSSY = {

@@ -19,14 +19,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from compiler.halting import (
-    halting_of,
-    ponder_loss,
-    token_depths,
-    tokens_used,
-    with_halting,
-    with_integrated_patch_splitting,
-)
+from compiler.halting import halting_of as halting_of
+from compiler.halting import ponder_loss as ponder_loss
+from compiler.halting import token_depths as token_depths
+from compiler.halting import tokens_used as tokens_used
+from compiler.halting import with_halting as with_halting
+from compiler.halting import with_integrated_patch_splitting as with_integrated_patch_splitting
 from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 
@@ -295,31 +293,3 @@ def group_of(path: str) -> str:
         if "attn" in part or "attention" in part or part.endswith("ssa"):
             return "qkv" if any(re.match(r"[qkv]{1,3}(_|\d|$)", inner) for inner in parts[place + 1 :]) else "attn"
     return "sps"
-
-
-__all__ = [
-    "GROUPS",
-    "PENALISED",
-    "TIME_SCORE",
-    "DynamicTimeSteps",
-    "ThresholdLIF",
-    "average_timesteps",
-    "first_score",
-    "group_of",
-    "halting_of",
-    "has_timesteps",
-    "keep_prefixes",
-    "mask_of",
-    "ponder_loss",
-    "score_of",
-    "spelled",
-    "time_mask",
-    "timestep_loss",
-    "timesteps",
-    "token_depths",
-    "tokens_used",
-    "unmasked",
-    "with_halting",
-    "with_integrated_patch_splitting",
-    "with_timesteps",
-]

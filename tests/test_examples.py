@@ -50,7 +50,7 @@ def test_example(name: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=600 if name in SLOW else 120,
+        timeout=600 if name in SLOW else 240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -110,10 +110,10 @@ class Halting:
         assert before is not None
         score = torch.sigmoid(self.alpha * self.first_channel(x) + self.beta) * keep
         after = before + score.cumsum(0)
-        last = len(self.keeps) == self.blocks
-        halts = (keep > 0) & (torch.ones_like(keep) > 0 if last else after.detach() >= 1 - self.epsilon)
-        weight = torch.where(halts, 1 - before, score)
-        part, pondered = x * self.spread(weight, x), keep + torch.where(halts, 1 - before, torch.zeros_like(before))
+        passes = after.detach() >= 1 - self.epsilon
+        halts = (keep > 0) & (passes | (len(self.keeps) == self.blocks))
+        remainder = torch.where(halts, 1 - before, torch.zeros_like(before))
+        part, pondered = x * self.spread(torch.where(halts, remainder, score), x), keep + remainder
         self.weighted = part if self.weighted is None else self.weighted + part
         self.ponder = pondered if self.ponder is None else self.ponder + pondered
         self.total = after

@@ -1,7 +1,7 @@
 """Tokens that stop early, for training (torch only): STAS' integrated patch splitting and token halting.
 
-Kang, Choi, Lee (STAS), sections 3.1 to 3.3; equation numbers are theirs. Neither adds a parameter: what is trained is
-the plain model, and a settings file says how it halts.
+STAS (spatio-temporal adaptive computation time), sections 3.1 to 3.3; equation numbers are its. Neither adds a
+parameter: what is trained is the plain model, and a settings file says how it halts.
 
     model = with_halting(with_integrated_patch_splitting(Spikformer(...)), alpha=-5.0, beta=0.0)
     loss = cross_entropy(model(images), labels) + ponder_loss(model, 1e-3)

@@ -120,7 +120,7 @@ class Checker:
         if keeps == Keeps.LOSSY:
             self._reference.clear()
             note = f"new reference: lossy{self._lowered(after)}"
-            self._set_reference(self._executed(after, torch.float32), after)
+            self._set_reference(self._executed(after, torch.float64 if _is_real(after) else torch.float32), after)
             return CheckResult(name, 0, note)
         if keeps == Keeps.NOTHING and self._reference:
             self._reference.clear()  # before the next one is made: each may hold a gigabyte
@@ -282,6 +282,12 @@ NOWHERE = Provenance(model="", checkpoint="", calibration="", pipeline="", sched
 
 def _is_program(network: Network) -> bool:
     return any(isinstance(op, InstructionOp) for op in network.operations())
+
+
+def _is_real(network: Network) -> bool:
+    """Whether the logits are real numbers: the module is not quantised yet."""
+    outputs = [op for op in network.operations() if isinstance(op, spike.Output)]
+    return any(op.operand_type().element.is_real for op in outputs)
 
 
 def _live_labels(network: Network) -> set[str]:

@@ -1,11 +1,12 @@
-"""Layers that model code imports to be trained with fewer timesteps, and what reads them off afterwards (torch only).
+"""What model code imports to be trained with fewer timesteps or tokens, and what reads it off afterwards (torch only).
 
 Datta, Liu, Beerel (DTS-SNN), equations 1 to 8: a trainable score a layer says at which timesteps its spikes count.
 
     model = with_timesteps(Spikformer(...), 4)
     loss = cross_entropy(model(images), labels) + timestep_loss(model)
 
-The compiler takes the masks as constants; docs/timesteps.md says how to train them.
+The compiler takes the masks as constants; docs/timesteps.md says how to train them. Tokens that halt (STAS) are in
+compiler/halting.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from compiler.halting import halting_of as halting_of
+from compiler.halting import ponder_loss as ponder_loss
+from compiler.halting import token_depths as token_depths
+from compiler.halting import tokens_used as tokens_used
+from compiler.halting import with_halting as with_halting
+from compiler.halting import with_integrated_patch_splitting as with_integrated_patch_splitting
 from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 

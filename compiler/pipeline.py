@@ -33,6 +33,7 @@ from compiler.passes.guard_channels import GuardChannels
 from compiler.passes.halt_tokens import HaltTokens
 from compiler.passes.hoist_invariant import HoistInvariant
 from compiler.passes.insert_exits import InsertExits
+from compiler.passes.integrate_patch_splitting import IntegratePatchSplitting
 from compiler.passes.join_heads import JoinHeads
 from compiler.passes.mask_timesteps import MaskTimesteps
 from compiler.passes.network_pass import NetworkPass
@@ -48,6 +49,7 @@ from isa.program import Program, Provenance
 from isa.verify import verify
 
 PASSES: tuple[type[NetworkPass], ...] = (
+    IntegratePatchSplitting,
     FuseAttention,
     Canonicalise,
     SplitChannels,
@@ -80,9 +82,9 @@ DEFAULT_PASSES = (
 )
 """SCALE comes from calibration, BITS from the machine, SCHEDULE from the call.
 
-Lossy passes are asked for: set-timesteps in front of mask-timesteps, stop-tokens or halt-tokens behind it,
-guard-channels and then insert-exits behind hoist-invariant (compiler/settings.py); and factor-common-spikes, which is
-exact, in front of lower-to-cstep.
+Lossy passes are asked for: integrate-patch-splitting first, set-timesteps in front of mask-timesteps, stop-tokens or
+halt-tokens behind it, guard-channels and then insert-exits behind hoist-invariant (compiler/settings.py); and
+factor-common-spikes, which is exact, in front of lower-to-cstep.
 """
 LARGE = 1 << 16
 """Numbers of an input from which on passes on programs are compared together."""

@@ -418,7 +418,7 @@ def test_one_calibration_image(compiling: Says, tmp_path: Path) -> None:
 
 
 def test_options_that_are_wrong(compiling: Says, tmp_path: Path) -> None:
-    assert "there are fuse-attention" in compiling("build", None, "--passes", "optimise")
+    assert "there are integrate-patch-splitting, fuse-attention" in compiling("build", None, "--passes", "optimise")
     assert "it must be numbers" in compiling("build", None, "--mean", "a,b")
     assert "must be positive" in compiling("build", None, "--std", "0")
     assert "--schedule" in compiling("build", None, "--schedule", "diagonal")

@@ -17,6 +17,7 @@ ARGUMENTS = {
     "quickstart.py": [],
     "sharing.py": ["--model", "digits", "--images", "1"],
     "train.py": ["--epochs", "1"],
+    "train_halting.py": ["--first-epochs", "1", "--epochs", "1"],
     "train_timesteps.py": ["--first-epochs", "1", "--epochs", "1", "--weight", "1e-2", "--limit", "10"],
 }
 """Smaller than by default where an example takes minutes."""
@@ -28,6 +29,7 @@ SAYS = {
     "quickstart.py": "top-1 99.",
     "sharing.py": "differ between integer module and emulator: 0 of",
     "train.py": "M parameters",
+    "train_halting.py": "halting, as trained",
     "train_timesteps.py": "masked.safetensors: T_avg",
 }
 
@@ -48,7 +50,7 @@ def test_example(name: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=600 if name in SLOW else 120,
+        timeout=600 if name in SLOW else 240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -112,7 +112,7 @@ def test_a_machine_of_its_own_reaches_every_pass(imported: tuple[Network, Images
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ("fold-batchnorm", "passes: no pass fold-batchnorm; there are fuse-attention, canonicalise, "),
+        ("fold-batchnorm", "passes: no pass fold-batchnorm; there are integrate-patch-splitting, fuse-attention, "),
         ("quantise{scale=0.1}", "quantise: no option scale; it takes image-scale, weights, accumulator-bits"),
         ("allocate{first=1}", "allocate: no option first; it takes none"),
         ("quantise{image-scale=big}", "quantise: image-scale=big; it must be a number"),

@@ -56,11 +56,13 @@ def windows(first: int, stop: int, size: int, cuts: Iterable[int] = ()) -> tuple
 def calls_of(timing: Timing, parts: Iterable[Span], size: int) -> tuple[tuple[Call, ...], ...]:
     """A stage's calls in each segment: none where it has no timesteps there.
 
-    A stage whose sums are the same at every timestep computes all its timesteps in the first segment.
+    A stage whose sums are the same at every timestep, or that is summed over time, computes all its timesteps in the
+    first segment.
     """
     made: list[tuple[Call, ...]] = []
+    is_first = timing.is_still or timing.is_ahead
     for first, count in parts:
-        first, stop = (0, timing.steps if first == 0 else 0) if timing.is_still else (first, first + count)
+        first, stop = (0, timing.steps if first == 0 else 0) if is_first else (first, first + count)
         stop = min(stop, timing.steps)
         ends = sorted({first, stop, *(cut for cut in timing.breaks if first < cut < stop)}) if first < stop else []
         made.append(tuple(Call(windows(begin, end, size, timing.cuts)) for begin, end in pairwise(ends)))

@@ -42,6 +42,7 @@ from compiler.backend.stages import (
     Stage,
     StreamStage,
     SumStage,
+    TimeSumStage,
     WeightedStage,
 )
 from compiler.backend.timing import Timing, cuts, timing_of_sums, timing_of_trains
@@ -51,6 +52,7 @@ from compiler.ir.network import Network
 from compiler.ir.operation import SpikeOperation
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import shaped
+from compiler.passes.timesteps import makes_features, makes_logits
 from isa.errors import CStepError
 from isa.word import Gives
 
@@ -134,6 +136,8 @@ class _Grouper:
                 self._add(op)
             case spike.MaxPool():
                 self._pool(op)
+            case spike.SumTime() if not (makes_logits(op.results[0]) or makes_features(op.results[0])):
+                self._time_sum(op)
             case spike.Mask() | spike.Multiply() | spike.Dilate():
                 self._mask(op)
             case spike.KeepTokens():
@@ -351,13 +355,21 @@ class _Grouper:
         return replace(stage, skips=all(each is not None and self.views.memory(each) is own for each in made))
 
     def _in_order(self) -> list[Stage]:
-        """Stages such that each comes after those whose results it reads, otherwise as the model has them."""
+        """Stages such that each comes after those whose results it reads, otherwise as the model has them.
+
+        What a sum over time is made of is computed at all timesteps before that.
+        """
         graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_nodes_from(range(len(self.stages)))
         makes = {stage.result: index for index, stage in enumerate(self.stages) if stage.result is not None}
         for index, stage in enumerate(self.stages):
             read = (self.views.memory(value) for value in stage.reads)
             graph.add_edges_from((makes[value], index) for value in read if value in makes)
+        ahead = {each for index, stage in enumerate(self.stages) if isinstance(stage, TimeSumStage)
+                 for each in nx.ancestors(graph, index)}  # fmt: skip
+        for index in ahead:
+            stage = self.stages[index]
+            self.stages[index] = replace(stage, timing=replace(stage.timing, is_ahead=True))
         return [self.stages[index] for index in nx.lexicographical_topological_sort(graph)]
 
     def _add(self, op: spike.Add) -> None:
@@ -382,6 +394,14 @@ class _Grouper:
         result, channels = self._made(op.results[0], timing), op.operand_type().sizes[2]
         base = (self._label(op), op.source, (value,), result)
         self.stages.append(PoolStage(*base, geometry_of(op), channels, timing=timing))
+
+    def _time_sum(self, op: spike.SumTime) -> None:
+        """A sum in the middle of the network; those that the logits are made of are part of the head."""
+        value = op.operands[0]
+        if not isinstance(self.values.get(self.views.memory(value)), TrainInfo):
+            raise refuse(op, f"sums {op.operand_type()} over time; in front of layers it must be spikes or counts")
+        result = self._made(op.results[0], Timing())
+        self.stages.append(TimeSumStage(self._label(op), op.source, (value,), result))
 
     def _mask(self, op: spike.Mask | spike.Multiply | spike.Dilate) -> None:
         if isinstance(op, spike.Multiply) and all(isinstance(use.operation, spike.Sum) for use in op.results[0].uses):

@@ -19,6 +19,7 @@ from compiler.backend.lower_head import has_work, lower_head
 from compiler.backend.lower_pool import lower_pool
 from compiler.backend.lower_streams import lower_stream, stream_tiling
 from compiler.backend.lower_sums import head_sum_tiling, lower_head_sum, lower_sum
+from compiler.backend.lower_time_sums import lower_time_sum
 from compiler.backend.lower_tokens import kept_train, lower_keep
 from compiler.backend.lower_weighted import is_one_tile, lower_weighted
 from compiler.backend.memory import TrainInfo
@@ -39,6 +40,7 @@ from compiler.backend.stages import (
     Stage,
     StreamStage,
     SumStage,
+    TimeSumStage,
     WeightedStage,
 )
 from compiler.backend.tile_weighted import Demand, Tiling, choose
@@ -247,6 +249,8 @@ def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logi
             lower_halt(lowering, stage, call)
         case BelowStage():
             lower_below(lowering, stage, call)
+        case TimeSumStage():
+            lower_time_sum(lowering, stage)
         case HeadStage():
             lower_head(lowering, stage, call, logits)
         case _:
@@ -261,6 +265,7 @@ OPERATIONS: dict[type[Stage], str] = {
     DilateStage: "pool",
     PoolStage: "pool",
     AddStage: "add",
+    TimeSumStage: "add",
     HeadStage: "head",
     KeepStage: "tokens",
     HaltStage: "tokens",

@@ -15,6 +15,7 @@ from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.spelling import HouseOperation
 from compiler.ir.types import shaped
+from compiler.passes.timesteps import makes_features
 from isa.word import Criterion
 
 OVER_TIME = (spike.SumTime, spike.RunningSum)
@@ -132,7 +133,7 @@ def _head_part(linear: spike.Linear, walk: _Walk, network: Network, views: Views
             if owner.symbol("bias") or (shift < 0 and walk.repeats * walk.steps > 1):
                 raise refuse(owner, "before the classifier, sums are shifted last, and without a bias")
             value = owner.operands[0]
-        elif isinstance(owner, OVER_TIME):
+        elif isinstance(owner, OVER_TIME) and makes_features(owner.results[0]):
             value = owner.operands[0]
         elif isinstance(owner, spike.Sum):
             value = tokens_of(owner)

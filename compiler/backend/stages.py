@@ -1,8 +1,8 @@
 """The integer module as a list of stages: what one layer of the machine does from DRAM to DRAM.
 
 A stage is a weighted layer, attention or a sum with the neurons (or the fixed-point stream) it ends in and what is
-added to them, a pooling, a mask, an addition, or the head. Between stages lie trains, [plane][step][pixel][word], and
-streams, [step][pixel][channel]; a reshape of HxWxC to NxC moves nothing there.
+added to them, a pooling, a mask, an addition, a sum over time, or the head. Between stages lie trains,
+[plane][step][pixel][word], and streams, [step][pixel][channel]; a reshape of HxWxC to NxC moves nothing there.
 """
 
 from __future__ import annotations
@@ -281,6 +281,11 @@ class BelowStage(Stage):
 
     tokens: int
     limit: int
+
+
+@dataclass(frozen=True)
+class TimeSumStage(Stage):
+    """Sum over its timesteps of a train of spikes or counts: a train that is the same at every timestep."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ class Timing:
     """Timesteps at which a window begins, because something is different from there on."""
     breaks: tuple[int, ...] = ()
     """Timesteps at which a call begins: every tile ends what is before them first."""
+    is_ahead: bool = False
+    """Something is summed over time that is made of it: all its timesteps are computed before any other segment."""
 
 
 def timing_of_sums(

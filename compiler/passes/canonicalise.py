@@ -24,6 +24,7 @@ ELEMENTWISE = (
     spike.ChannelScale,
     spike.Add,
     spike.Multiply,
+    spike.SumTime,
 )
 """Ops that compute the same whatever the layout; the axis of a batch norm or a channel scale follows."""
 
@@ -96,7 +97,7 @@ def _collapse(op: spike.SpikeOperation) -> bool:
 
 def _sink(op: spike.SpikeOperation) -> bool:
     """elementwise(layout(x)) -> layout(elementwise(x)); of two operands, where both have the same layout."""
-    if not isinstance(op, ELEMENTWISE):
+    if not isinstance(op, ELEMENTWISE) and not _repeats_a_sum(op):
         return False
     chains = [chain_to(operand) for operand in op.operands]
     layout = chains[0][1]
@@ -136,15 +137,20 @@ def _reduce_first(op: spike.SpikeOperation) -> bool:
 
 
 def _lift_layout(op: spike.SpikeOperation) -> bool:
-    """layout(repeat(x)) -> repeat(layout(x))."""
+    """layout(repeat(x)) -> repeat(layout(x)), where x is the image, or layers of it."""
     repeat = op.operands[0].owner if op.operands else None
-    if not isinstance(op, LAYOUT_OPS) or not isinstance(repeat, spike.Repeat):
+    if not isinstance(op, LAYOUT_OPS) or not isinstance(repeat, spike.Repeat) or _repeats_a_sum(repeat):
         return False
     emit = emitter(op)
     x = repeat.operands[0]
     moved = emit(remake(op, [x], shaped(x.type).with_sizes(op.result_type.sizes)))
     replace_op(op, emit(remake(repeat, [moved], op.result_type)))
     return True
+
+
+def _repeats_a_sum(op: spike.SpikeOperation) -> bool:
+    """Whether an op repeats a sum over time: in the middle of a network, layouts sink through it as through others."""
+    return isinstance(op, spike.Repeat) and isinstance(chain_to(op.operands[0])[0].owner, spike.SumTime)
 
 
 def _begin_time(op: spike.SpikeOperation) -> bool:

@@ -16,7 +16,7 @@ from compiler.ir.time_ops import CRITERIA
 from compiler.ir.types import Element, Tensor, Train, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.rewriting import emitter, remake, replace_op, users
-from compiler.passes.timesteps import makes_logits, network_steps
+from compiler.passes.timesteps import makes_logits, network_steps, sums_of_logits
 from isa.errors import CStepError, CStepWarning
 from isa.logarithms import LOG_BITS, POWER_BITS, POWER_STEPS, certainty, largest_probability, light_softmax
 
@@ -213,7 +213,7 @@ def _output_of(network: Network) -> spike.Output:
 
 def _sums_of(network: Network) -> list[spike.SumTime]:
     """The sums over time that make the logits."""
-    sums = [op for op in network.operations() if isinstance(op, spike.SumTime)]
+    sums = sums_of_logits(network)
     if not sums or not all(makes_logits_through_layers(op.results[0]) for op in sums):
         raise CStepError("insert-exits: the logits are no sums over time; there is nothing that an exit could read")
     return sums
@@ -248,7 +248,8 @@ def _cumulative(network: Network, sums: list[spike.SumTime], unmasked: int) -> i
         )
     for op in list(network.operations()):
         if isinstance(op, spike.SumTime):
-            _run(op, steps)
+            if op in sums:
+                _run(op, steps)
         elif op.results and isinstance(op, spike.SpikeOperation) and op.result_type.steps is None:
             _lift(network, op, steps)
     return steps
@@ -272,13 +273,15 @@ def _lift(network: Network, op: spike.SpikeOperation, steps: int) -> None:
     assert isinstance(op, spike.Align | spike.Reshape | spike.Linear | spike.Add), op.name
     low, high = op.result_type.element.bounds
     element = Element.integer(min(low, 0), max(high, 0))  # a part of the sums may be nearer to 0 than all of them
-    new = remake(op, list(op.operands), Train.of(steps, op.result_type.sizes, element))
+    kind = Train.of(steps, op.result_type.sizes, element)
     name = op.symbol("bias")
-    if isinstance(op, spike.Linear) and name is not None:
+    if not isinstance(op, spike.Linear) or name is None:
+        new = remake(op, list(op.operands), kind)
+    else:
         each = network.weights[name].astype(np.int32) // steps
         new = spike.Linear.make(
             op.operands[0],
-            result=new.result_type,
+            result=kind,
             symbols={"weight": op.symbol("weight"), "bias": network.add_weight(f"{name}.step", each)},
             source=op.source,
             hint=op.label,

@@ -15,6 +15,7 @@ from compiler.ir.network import Network
 from compiler.ir.types import Shaped, Train, shaped
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.rewriting import emitter, erase, erase_unread, remake, replace_op, users
+from compiler.passes.timesteps import sums_of_logits
 from isa.errors import CStepWarning
 
 NEURONS = (spike.IntegerLif, spike.IntegerLevel)
@@ -78,9 +79,8 @@ class MaskTimesteps(NetworkPass):
 
 
 def _summed(network: Network) -> int:
-    """The most timesteps that are summed; 0 where none are."""
-    sums = [op for op in network.operations() if isinstance(op, spike.SumTime)]
-    return max((op.operand_type().steps or 0 for op in sums), default=0)
+    """The most timesteps that logits are sums of; 0 where they are sums of none."""
+    return max((op.operand_type().steps or 0 for op in sums_of_logits(network)), default=0)
 
 
 def _cut_behind(op: spike.SpikeOperation) -> None:

@@ -16,6 +16,10 @@ BEHIND_HEADS = (
 """What may stand between a classifier and the output."""
 
 
+AHEAD_OF_HEADS = (spike.Align, spike.Reshape, spike.Transpose, spike.Sum, spike.SumTime)
+"""What may stand between a sum over time and a classifier."""
+
+
 def network_steps(network: Network) -> int:
     """The most timesteps that any train has; 1 where there is no train."""
     values = [op.results[0] for op in network.operations() if isinstance(op, spike.SpikeOperation) and op.results]
@@ -28,6 +32,23 @@ def makes_logits(value: SSAValue) -> bool:
     return bool(readers) and all(
         isinstance(op, spike.Output) or (isinstance(op, BEHIND_HEADS) and makes_logits(op.results[0])) for op in readers
     )
+
+
+def makes_features(value: SSAValue) -> bool:
+    """Whether only a classifier reads a value, or sums of it: a sum over time that does not is one of the network's."""
+    readers = users(value)
+    return bool(readers) and all(
+        makes_logits(op.results[0])
+        if isinstance(op, spike.Linear)
+        else isinstance(op, AHEAD_OF_HEADS) and makes_features(op.results[0])
+        for op in readers
+    )
+
+
+def sums_of_logits(network: Network) -> list[spike.SumTime]:
+    """The sums over time that the logits are made of."""
+    sums = [op for op in network.operations() if isinstance(op, spike.SumTime)]
+    return [op for op in sums if makes_logits(op.results[0]) or makes_features(op.results[0])]
 
 
 def timesteps_of(network: Network) -> dict[str, int]:

@@ -49,8 +49,11 @@ class Stem(nn.Module):
 class PatchSplitting(Stem):
     """Images [T, B, in_channels, H, W] -> counts {0, 1, 2} [T, B, C, H / r, W / r] (Spikformer, SPS).
 
-    Max-pools are on spikes, so an OR. The position embedding is spikes, added to the spikes that it was made of.
+    Max-pools are on spikes, so an OR. The position embedding is spikes, added to the spikes that it was made of. Where
+    it is `integrated`, the counts are {0, ..., 2 T}, the same at every timestep.
     """
+
+    integrated = False
 
     def __init__(self, in_channels: int, embed_dims: int, halved: str, tau: float, threshold: float) -> None:
         super().__init__(in_channels, embed_dims, halved, tau, threshold)
@@ -62,7 +65,13 @@ class PatchSplitting(Stem):
         for stage in STAGES:
             x = self.pooled(stage, self.spikes(stage, self.current(stage, x), steps))
         position = self.rpe_lif(over_time(self.rpe_bn(self.rpe_conv(x)), steps))
-        return position + over_time(x, steps)
+        x = position + over_time(x, steps)
+        return at_every_timestep(x) if self.integrated else x
+
+
+def at_every_timestep(x: Tensor) -> Tensor:
+    """Spikes or counts [T, ...] -> at every timestep, their sum over all timesteps [T, ...] (STAS, section 3.1)."""
+    return x.sum(0).unsqueeze(0).repeat(x.shape[0], *[1] * (x.dim() - 1))
 
 
 def over_time(x: Tensor, steps: int) -> Tensor:

@@ -26,7 +26,14 @@ from compiler.zoo.family import (
     layout_pattern,
     read_sizes,
 )
-from compiler.zoo.layers import ConvolutionalAttention, check_patch, check_sizes, initialise, over_time
+from compiler.zoo.layers import (
+    ConvolutionalAttention,
+    at_every_timestep,
+    check_patch,
+    check_sizes,
+    initialise,
+    over_time,
+)
 from compiler.zoo.neuron import LIF
 from isa.errors import CStepError
 
@@ -39,8 +46,11 @@ class SpikingTokenizer(nn.Module):
 
     A convolution with its norm, then four times a neuron, a convolution and a norm; the max-pools stand behind the
     neurons (an OR of spikes), or with `pooled_currents` before them (CML). The keys of the CIFAR layout without CML
-    read block0_conv, block1_conv, ..., all others proj_conv, proj1_conv, ...
+    read block0_conv, block1_conv, ..., all others proj_conv, proj1_conv, ... Where it is `integrated`, the last
+    convolution reads the sum over time of its spikes, at every timestep.
     """
+
+    integrated = False
 
     def __init__(
         self,
@@ -76,6 +86,8 @@ class SpikingTokenizer(nn.Module):
             x = self.get_submodule(f"{stage}_lif")(over_time(x, steps)).flatten(0, 1)
             if self.halved[stage] and not self.pooled_currents:
                 x = self.maxpool(x)
+            if self.integrated and stage == self.stages[-1]:
+                x = at_every_timestep(over_time(x, steps)).flatten(0, 1)
             x = self.current(stage, x)
         return over_time(x, steps)
 

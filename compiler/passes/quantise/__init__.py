@@ -83,6 +83,7 @@ HANDLERS: dict[type[spike.SpikeOperation], Any] = {
     spike.Sum: features.summed,
     spike.Mean: features.summed,
     spike.MeanTime: features.summed,
+    spike.SumTime: features.summed,
     spike.HeadSum: features.summed,
     spike.Output: features.output,
 }

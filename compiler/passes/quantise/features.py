@@ -33,7 +33,8 @@ def summed(q: Quantiser, op: spike.SpikeOperation) -> None:
     low, high = (bound * count for bound in x.bounds)
     if max(-low, high) >= WORD_LIMIT:
         raise refuse(op, f"its sums could reach {low}..{high}; they must fit 32 bits, below {WORD_LIMIT}")
-    result = op.result_type.with_element(Element.integer(low, high))
+    stays = isinstance(op, spike.SumTime) and x.kind.element.is_count  # layers may read it
+    result = op.result_type.with_element(Element.count(high) if stays else Element.integer(low, high))
     made = q.make(kind, x.ssa, result=result, source=op.source, hint=op.label, **properties)
     mean = isinstance(op, spike.Mean | spike.MeanTime)
     q.give(op, Quantised(made, x.scale / count if mean else x.scale))
@@ -42,7 +43,7 @@ def summed(q: Quantiser, op: spike.SpikeOperation) -> None:
 def _sum_of(op: spike.SpikeOperation) -> tuple[type[spike.SpikeOperation], dict[str, Any], int]:
     """The integer op, its properties, and how many values it adds."""
     kind = op.operand_type()
-    if isinstance(op, spike.MeanTime):
+    if isinstance(op, spike.MeanTime | spike.SumTime):
         assert kind.steps is not None
         return spike.SumTime, {}, kind.steps
     if isinstance(op, spike.HeadSum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +35,16 @@ class Climb:
     origin: tuple[str, str, str]
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     image_scale: float | None
+    settings: Settings | None = None
+    """What the model was trained for: it may be computed otherwise up to the integers, too."""
 
     @cached_property
     def front(self) -> str:
         """The passes up to the integers, which all steps share."""
         from compiler.calibrate.trials import front_passes
 
-        return front_passes(self.machine, self.calibration, self.image_scale)
+        parts = self.settings.passes() if self.settings else None
+        return front_passes(self.machine, self.calibration, self.image_scale, parts)
 
     @cached_property
     def integer(self) -> Network:
@@ -97,6 +100,7 @@ def climb(
     from runtime.report.write import make_directory
 
     make_directory(folder)
+    model = replace(model, settings=settings)
     steps = [(model, step) for step in steps_of(settings, retrained=before is not None, sharing=model.machine.sharing)]
     steps = steps if before is None else [(before, BEFORE), *steps]
     require_free(folder, bool(options.get("resume")))

@@ -7,6 +7,7 @@
     [exit]        exits after how many timesteps, and how sure they must be
     [guard]       pruning of channels that were silent early
     [tokens]      which share of the tokens goes through each block
+    [patch_splitting]  the patch splitting runs once, of models trained so
     [halting]     tokens that halt when their scores add up, of models trained for it
     [sharing]     how rows share sums; the values do not depend on it
     [[curve]]     what other bounds of the loss would have given
@@ -100,6 +101,12 @@ class Guard(Table):
     """Together with the exits."""
 
 
+class PatchSplitting(Table):
+    """What the patch splitting fires is summed over time and shown at every timestep (STAS, I-SPS)."""
+
+    integrated: Literal[True] = True
+
+
 class Tokens(Table):
     """Of a block's tokens, those with the largest scores go through it (TP-Spikformer)."""
 
@@ -154,6 +161,7 @@ class CurvePoint(Table):
 class Parts:
     """Passes of a pipeline, each with a comma behind it, or nothing."""
 
+    patch_splitting: str = ""
     timesteps: str = ""
     tokens: str = ""
     guard: str = ""
@@ -165,7 +173,7 @@ class Parts:
         front, _, back = DEFAULT_PASSES.partition(LOWERING)
         front = front.replace(MASKING, self.timesteps + MASKING + self.tokens)
         front = front if hoist else front.replace(HOISTING, "")
-        return front + self.guard + self.exits + self.sharing + LOWERING + back
+        return self.patch_splitting + front + self.guard + self.exits + self.sharing + LOWERING + back
 
 
 class Settings(Table):
@@ -177,6 +185,7 @@ class Settings(Table):
     timesteps: Timesteps | None = None
     exit: Exit | None = None
     guard: Guard | None = None
+    patch_splitting: PatchSplitting | None = None
     tokens: Tokens | None = None
     halting: Halting | None = None
     sharing: RowSharing | None = None
@@ -186,6 +195,7 @@ class Settings(Table):
         """The pipeline's parts that apply them."""
         tokens = _tokens(self.tokens) + _halting(self.halting)
         return Parts(
+            patch_splitting="integrate-patch-splitting," if self.patch_splitting else "",
             timesteps=_masks(self.timesteps),
             tokens=tokens,
             guard=_guard(self.guard),
@@ -300,7 +310,8 @@ def _said(error: ValidationError) -> str:
 def _keys(table: str) -> list[str]:
     kinds: dict[str, type[Table]] = {
         "": Settings, "model": Model, "data": Data, "exit": Exit, "guard": Guard, "timesteps": Timesteps,
-        "tokens": Tokens, "halting": Halting, "sharing": RowSharing, "curve": CurvePoint,
+        "patch_splitting": PatchSplitting, "tokens": Tokens, "halting": Halting, "sharing": RowSharing,
+        "curve": CurvePoint,
     }  # fmt: skip
     fields = kinds[table].model_fields
     return [field.alias or name for name, field in fields.items()]

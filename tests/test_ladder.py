@@ -16,7 +16,19 @@ from torch import nn
 
 import cstep
 from compiler.calibrate.steps import steps_of
-from compiler.settings import CurvePoint, Exit, Guard, Model, Settings, Timesteps
+from compiler.settings import (
+    SCHEMA,
+    CurvePoint,
+    Exit,
+    Guard,
+    Halting,
+    Model,
+    PatchSplitting,
+    Settings,
+    Timesteps,
+    settings_of,
+)
+from isa.errors import CStepError
 from isa.machine import load_machine
 from isa.program import load
 from runtime.evaluate.ladder import Ladder
@@ -186,13 +198,16 @@ def test_steps_are_those_that_the_settings_have() -> None:
     )  # fmt: skip
     steps = {step.key: step for step in steps_of(whole)}
     assert list(steps) == [
-        "baseline", "hoist", "windows", "masks", "exit", "all-exit", "rows", "columns", "both", "sharing", "curve-0.5",
+        "baseline", "hoist", "windows", "masks", "exit", "all-exit", "rows", "columns", "both", "sharing",
+        "alone-exit", "alone-guard", "alone-sharing", "curve-0.5",
     ]  # fmt: skip
+    alone = steps["alone-exit"].settings
+    assert alone is not None and alone.exit == whole.exit and alone.timesteps is None is alone.guard
     curve, last = steps["curve-0.5"].settings, steps["sharing"].settings
     assert curve is not None and curve.guard is not None and curve.exit is not None
     assert (curve.guard.threshold, curve.exit.tau) == (8, (0.7,))
     assert last is not None and last.guard == whole.guard
-    assert all(step.share == (key in ("sharing", "curve-0.5")) for key, step in steps.items())
+    assert all(step.share == (key in ("sharing", "alone-sharing", "curve-0.5")) for key, step in steps.items())
 
 
 def test_a_retrained_model_is_measured_against_what_it_was_before(
@@ -213,3 +228,20 @@ def test_a_retrained_model_is_measured_against_what_it_was_before(
     bits = [row.figure("sop_bit").per_input.mean for row in (first, own)]
     assert own.relative("sop_bit") == bits[1] / bits[0] != 1.0
     assert first.accuracy is not None and own.loss == pytest.approx(100 * (first.accuracy - 1.0))
+
+
+def test_tokens_and_halting_have_steps_and_what_a_model_was_trained_for_is_in_all() -> None:
+    whole = Settings(
+        model=Model(name="net"), patch_splitting=PatchSplitting(), halting=Halting(alpha=-5.0, beta=0.0),
+        exit=Exit(after=(2,), tau=(0.9,)),
+    )  # fmt: skip
+    steps = {step.key: step for step in steps_of(whole, sharing=("pair", "forest"))}
+    assert list(steps) == [
+        "baseline", "hoist", "windows", "halting", "exit", "all-exit", "rows", "columns", "both", "sharing",
+        "sharing-forest", "alone-exit", "alone-sharing", "alone-sharing-forest",
+    ]  # fmt: skip
+    assert all(step.settings and step.settings.patch_splitting for step in steps.values())
+    assert steps["sharing-forest"].name == "+ halting + exit + sharing, forest"
+    both = {"tokens": {"keep": 0.5}, "halting": {"alpha": 1.0, "beta": 0.0}}
+    with pytest.raises(CStepError, match=r"\[tokens\] and \[halting\]: both leave tokens out"):
+        settings_of({"schema": SCHEMA, "model": {"name": "n"}, **both}, "s")

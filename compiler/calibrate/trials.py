@@ -79,13 +79,18 @@ class Trials:
         return prod(self.output.operand_type().sizes)
 
 
-def front_passes(machine: Machine, calibration: NDArray[np.float32], scale: float | None) -> str:
+def front_passes(
+    machine: Machine, calibration: NDArray[np.float32], scale: float | None, parts: Parts | None = None
+) -> str:
     """The default pipeline up to the integers, before any pass that acts on time; a comma at its end.
+
+    `parts` says what comes before all of it.
 
     `scale` is the real value of the image's integer 1; None: that of the calibration images [B, ...].
     """
     found = image_scale(calibration) if scale is None else scale
     front, _, _ = DEFAULT_PASSES.partition(MASKING)
+    front = (parts.patch_splitting if parts else "") + front
     return front.replace("SCALE", repr(found)).replace("BITS", str(machine.accumulator_bits))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import cstep
-from command.arguments import Data, MachineName, ProgramFile
+from command.arguments import Data, Epsilon, MachineName, ProgramFile
 from command.calibrate import calibrate_command
 from command.check import check_command
 from command.compile import compile_command
@@ -59,11 +59,13 @@ def run_command_line(
         Path | None, typer.Option(metavar="DIR", help="Write report.json, per_layer.csv, report.html; runs twice.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; one a core.")] = None,
+    epsilon: Epsilon = None,
 ) -> None:
     """Run a program on a data set.
 
     Says how good it is and what it costs: operations, bytes, cycles, energy.
     """
+    from isa.epsilon import with_epsilon
     from runtime.energy import energy_table
     from runtime.report.console import show
     from runtime.report.measure import measure
@@ -71,6 +73,7 @@ def run_command_line(
     from runtime.report.write import make_directory, write_report
 
     program = cstep.load(program_file, machine)
+    program = program if epsilon is None else with_epsilon(program, epsilon, "--epsilon ")
     energy_table(energy)
     if report is not None:
         make_directory(report)

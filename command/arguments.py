@@ -33,6 +33,9 @@ MachineName = Annotated[str, typer.Option("--machine", help="A machine's name or
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", metavar="FILE.toml", help="Exits, guards, masks: of `cstep calibrate`.")
 ]
+Epsilon = Annotated[
+    float | None, typer.Option(metavar="E", help="Tokens halt at a total of 1 - E, whatever it was compiled with.")
+]
 PerChannel = Annotated[str | None, typer.Option(metavar="R,G,B", help="Of pixels scaled to 0..1; else the model's.")]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import cstep
-from command.arguments import Checkpoint, Data, InputShape, PerChannel, SettingsFile
+from command.arguments import Checkpoint, Data, Epsilon, InputShape, PerChannel, SettingsFile
 from isa.errors import CStepError
+
+if TYPE_CHECKING:
+    from isa.program import Program
 
 PROGRAM = ".cstep"
 
@@ -49,6 +52,7 @@ def eval_command(
     input_shape: InputShape = None,
     mean: PerChannel = None,
     std: PerChannel = None,
+    epsilon: Epsilon = None,
 ) -> None:
     """Run a whole data set in parallel processes.
 
@@ -70,9 +74,13 @@ def eval_command(
     if source.endswith(PROGRAM):
         if any(given is not None for given in (settings, checkpoint, calibration, baseline)):
             raise CStepError(f"{source}: a program holds its settings and weights; leave out what only compiling takes")
-        cstep.load(source, machine)
+        program = cstep.load(source, machine)
+        if epsilon is not None:
+            source = str(turned(program, epsilon, folder))
         evaluate_program(source, data, folder, report, energy, {**options, "share": share})
         return
+    if epsilon is not None:
+        raise CStepError("--epsilon: for a program file; a model has it in its settings, [halting] epsilon")
     if settings is None:
         raise CStepError(
             f"{source}: give a program file *{PROGRAM}, or --settings FILE.toml to compile the model step by step"
@@ -82,6 +90,17 @@ def eval_command(
     images_as = (input_shape, mean, std)
     checkpoints = (checkpoint, baseline)
     evaluate_ladder(source, data, folder, settings, checkpoints, calibration, images_as, machine or "c-step", options)
+
+
+def turned(program: Program, epsilon: float, folder: Path) -> Path:
+    """The program with another epsilon, as a file beside the results."""
+    from isa.epsilon import with_epsilon
+    from runtime.report.console import note
+
+    path = folder.with_name(f"{folder.stem}-epsilon-{epsilon:g}{PROGRAM}")
+    with_epsilon(program, epsilon, "--epsilon ").save(path)
+    note(f"{path}: the program with that epsilon")
+    return path
 
 
 def evaluate_program(

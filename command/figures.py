@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,10 @@ from isa.errors import CStepError, CStepWarning
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from compiler.settings import Settings
     from isa.program import Program
     from runtime.dataset import Dataset
+    from runtime.depth import Depths
     from runtime.interpreter import RunResult
     from runtime.report.motivation import Estimate, ExitPoint, LayerSpikes
 
@@ -43,21 +45,28 @@ def figures_command(
     """Draw C-STEP's four figures of motivation.
 
     Accuracy of the inputs that would exit; channels silent early and how they fire later; common spikes of neighbouring
-    tokens; what that promises. A model is compiled with exits after every timestep, none of which is taken.
+    tokens; what that promises. A model is compiled with exits after every timestep, none of which is taken. Where
+    tokens are stopped or halt, by the program or the settings, how deep they go is drawn over the images, too.
     """
+    from compiler.settings import read_settings
+    from runtime.depth import chooses_tokens
     from runtime.report.console import note, show
+    from runtime.report.depth_files import write_depths
     from runtime.report.measure import inputs_for
     from runtime.report.motivation import exits_of
     from runtime.report.motivation_files import write_figures
     from runtime.report.write import make_directory
 
     make_directory(output)
+    chosen = read_settings(settings) if settings is not None else None
+    images_as = (input_shape, mean, std)
     if source.endswith(".cstep"):
-        program = cstep.load(source)
+        program = tokens = cstep.load(source)
         if "guard-channels" in program.header.provenance.pipeline:
             note(f"{source}: has guards: channels silent early have no later spikes; give the model to see them")
     else:
-        program = observable(source, checkpoint, calibration, (input_shape, mean, std), machine)
+        program = observable(source, checkpoint, calibration, images_as, machine, chosen)
+        tokens = choosing(source, checkpoint, calibration, images_as, machine, chosen)
     if not exits_of(program):
         note(f"{source}: has no exits; no figure of exited inputs, early operations are taken for their share of T")
     dataset = inputs_for(program, data)
@@ -65,6 +74,8 @@ def figures_command(
     found = seen_in(program, dataset, observed, exit_rate(settings, source))
     title = f"{program.header.provenance.model or source}: {len(dataset):,} inputs of {dataset.name}"
     written = write_figures(output, title, found.points, found.layers, found.estimates)
+    if tokens is not None and chooses_tokens(tokens):
+        written += write_depths(output, title, depths_in(tokens, dataset, observed), dataset.images)
     show(summary(found))
     show(f"wrote {', '.join(map(str, written))}")
 
@@ -84,8 +95,12 @@ def observable(
     calibration: str | None,
     images_as: tuple[str | None, str | None, str | None],
     machine: str,
+    trained: Settings | None,
 ) -> Program:
-    """A model compiled with exits after every timestep that are not taken, so that all logits are seen."""
+    """A model compiled with exits after every timestep that are not taken, so that all logits are seen.
+
+    `trained` are settings; those of its patch splitting and halting belong to the model.
+    """
     import torch
 
     from command.compile import inputs_for
@@ -107,10 +122,54 @@ def observable(
         warnings.simplefilter("ignore", CStepWarning)  # that they are never taken is meant
         return cstep.compile_checked(
             opened.module, given.example, given.calibration, load_machine(machine), check=None, passes=None,
-            schedule="layers", settings=Settings(model=Model(name=source), exit=exits),
+            schedule="layers", settings=Settings(model=Model(name=source), exit=exits, **belonging(trained)),
             dump_to=None, origin=(source, opened.checkpoint, given.about), normalisation=given.normalisation,
             image_scale=given.image_scale,
         ).program  # fmt: skip
+
+
+def belonging(trained: Settings | None) -> dict[str, Any]:
+    """The tables that say how a model computes, whatever is saved of it."""
+    return {} if trained is None else {"patch_splitting": trained.patch_splitting, "halting": trained.halting}
+
+
+def choosing(
+    source: str,
+    checkpoint: Path | None,
+    calibration: str | None,
+    images_as: tuple[str | None, str | None, str | None],
+    machine: str,
+    settings: Settings | None,
+) -> Program | None:
+    """A model compiled with the settings' choice of tokens alone; None where they choose none."""
+    from command.compile import inputs_for
+    from compiler.frontend.model import open_model
+    from compiler.settings import Model, Settings
+    from isa.machine import load_machine
+    from runtime.report.console import progress_bar
+
+    if settings is None or not (settings.tokens or settings.halting):
+        return None
+    opened = open_model(source, checkpoint)
+    given = inputs_for(opened, calibration, *images_as, None)
+    chosen = Settings(model=Model(name=source), tokens=settings.tokens, **belonging(settings))
+    with progress_bar("compile", None):
+        return cstep.compile_checked(
+            opened.module, given.example, given.calibration, load_machine(machine), check=None, passes=None,
+            schedule="layers", settings=chosen, dump_to=None, origin=(source, opened.checkpoint, given.about),
+            normalisation=given.normalisation, image_scale=given.image_scale,
+        ).program  # fmt: skip
+
+
+def depths_in(program: Program, dataset: Dataset, observed: int) -> Depths:
+    """How deep the tokens of the first `observed` inputs go."""
+    from runtime.depth import depths_of
+    from runtime.quantise import quantise_input
+    from runtime.report.console import progress_bar
+
+    few = quantise_input(program, dataset.images[:observed])
+    with progress_bar("depth", len(few)) as step:
+        return depths_of(program, few, step)
 
 
 def seen_in(program: Program, dataset: Dataset, observed: int, rate: float) -> Seen:
@@ -152,7 +211,10 @@ def exit_rate(settings: Path | None, source: str) -> float:
 
     if settings is None:
         return PAPER_RATE
-    exits = read_settings(settings).exit
+    found = read_settings(settings)
+    exits = found.exit
+    if exits is None and (found.tokens or found.halting):
+        return PAPER_RATE
     if exits is None or exits.rate is None:
         raise CStepError(f"{settings}: says no exit rate for {source}; calibrate with exits")
     return exits.rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from threading import local
@@ -61,11 +61,19 @@ class Machinery:
         self.record = np.zeros((len(self.decoded.code), len(RECORD)), np.int64)
         self.decides = self.decoded.decides
 
-    def run(self, integers: NDArray[np.int8], seen: Observation | None, decisions: NDArray[np.int64]) -> int:
+    def run(
+        self,
+        integers: NDArray[np.int8],
+        seen: Observation | None,
+        decisions: NDArray[np.int64],
+        watch: Mapping[int, Callable[[State], None]] | None = None,
+    ) -> int:
         """One input from a cleared state on; returns the number of the instruction that it stopped before.
 
-        Leaves its record, and in `decisions` [exits, classes] what the exits that it reached decided on.
+        Leaves its record, and in `decisions` [exits, classes] what the exits that it reached decided on. `watch` has
+        by the number of an instruction what looks at the state behind it.
         """
+        watch = watch or {}
         self.state.clear()
         self.record[:] = 0
         flat = integers.reshape(-1).view(np.uint8)
@@ -73,7 +81,7 @@ class Machinery:
         dram[place : place + flat.size] = flat
         fires = self._fires() if seen is not None else {}
         done = 0
-        for index in sorted({*fires, *self.decides}):
+        for index in sorted({*fires, *self.decides, *watch}):
             done = self._walk(done, index)
             if self._left(done):
                 return done
@@ -81,7 +89,10 @@ class Machinery:
                 done = self._fire(index, fires[index], seen)
             else:
                 done = self._walk(done, index + 1)
+            if index in self.decides:
                 decisions[self.decides.index(index)] = self._decided_on(index)
+            if index in watch:
+                watch[index](self.state)
         return self._walk(done, len(self.decoded.code))
 
     def logits(self) -> NDArray[np.int64]:

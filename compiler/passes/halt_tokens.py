@@ -20,6 +20,7 @@ from compiler.passes.blocks import Block, blocks_of
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.passes.rewriting import Real, emitter, erase_unread, only_user, refuse, users, weight_of
 from compiler.passes.stop_tokens import keep_in
+from isa.epsilon import limit_of
 from isa.errors import CStepError
 from isa.scores import WEIGHT_BITS
 
@@ -146,13 +147,6 @@ class HaltTokens(NetworkPass):
         while divisor and multiplier % 2 == 0:
             multiplier, divisor = multiplier // 2, divisor - 1
         return multiplier if self.alpha >= 0 else -multiplier, divisor
-
-
-def limit_of(epsilon: float, where: str = "epsilon=") -> int:
-    """The integer total at which a token halts. Raises CStepError outside [0, 1)."""
-    if not 0 <= epsilon < 1:
-        raise CStepError(f"{where}{epsilon:g}; it must be 0 or more, and less than 1")
-    return max(1, ceil((1 - epsilon) * (1 << WEIGHT_BITS) - 1e-9))
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,4 +280,4 @@ def _sum_of(left: SSAValue, right: SSAValue) -> Shaped:
     return Tensor.of(one.sizes, Element.integer(low, high))
 
 
-__all__ = ["OUTPUTS", "HaltTokens", "limit_of"]
+__all__ = ["OUTPUTS", "HaltTokens"]

@@ -8,7 +8,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-
 SUMS = 1024
 """So many sums have room for their counts at first; a triangle of pairs grows behind its end."""
 

@@ -23,6 +23,7 @@ from compiler.frontend.importer import import_model
 from compiler.ir.cstep import InstructionOp
 from compiler.ir.network import Network, load_dump, parse
 from compiler.passes.canonicalise import Canonicalise
+from compiler.passes.factor_common_spikes import FactorCommonSpikes
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.network_pass import Keeps, NetworkPass
 from compiler.pipeline import DEFAULT_PASSES, PASSES, Compiled, parse_passes, run_passes
@@ -321,8 +322,8 @@ def test_an_accumulator_too_narrow_is_a_compile_error(imported: tuple[Network, I
         compiled(*imported, machine=machine)
 
 
-def test_the_default_pipeline_names_every_pass_but_the_lossy_ones() -> None:
-    """In the order of the list; canonicalise runs again behind what fuses."""
-    kept = [kind for kind in PASSES if kind.keeps != Keeps.LOSSY]
+def test_the_default_pipeline_names_every_pass_but_those_that_are_asked_for() -> None:
+    """In the order of the list; canonicalise runs again behind what fuses. The lossy ones, and how rows share."""
+    kept = [kind for kind in PASSES if kind.keeps != Keeps.LOSSY and kind is not FactorCommonSpikes]
     assert list(dict.fromkeys(type(each) for each in default_passes())) == kept
     assert [each.name for each in parse_passes(BACK_END.format("windows"))] == [kind.name for kind in PASSES[-3:]]

@@ -48,7 +48,8 @@ def test_depthwise_counts_words_of_pixels_and_pairs_of_cycles() -> None:
     rounds = [by_pair[:, first : first + 4].max() + 4 for first in range(0, by_pair.shape[1], 4)]
     bits, read = taps.sum(), words.sum()
     assert ran.record == dict.fromkeys(RECORD._asdict(), 0) | {
-        "work": sum(rounds), "sop_bit": bits, "sop_value": 4 * bits, "words_read": read, "words_skipped": inside - read,
+        "work": sum(rounds), "sop_bit": bits, "sop_union": bits, "sop_value": 4 * bits, "words_read": read,
+        "words_skipped": inside - read,
         "weight_buffer_bytes": 16 * read, "spike_buffer_bytes": 2 * read,
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isa.errors import CStepError
+from runtime.sharing import intersections
 from runtime.sharing.fewest import fewest, fewest_possible
 from runtime.sharing.forest import forest, signed_tree
 from runtime.sharing.group import group, pair
@@ -166,6 +167,19 @@ def test_a_forest_stores_no_more_than_it_may(held: int) -> None:
     assert bounded.held <= held < free.held
     assert free.charged < bounded.charged <= bits.sum()
     assert_exact(bounded, bits)
+
+
+def test_counts_of_pairs_grow_with_the_sums_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one sum at first: the forest is the same."""
+    bits = (np.random.default_rng(0).random((200, 60)) < 0.2).astype(np.uint8)
+    for signed in (False, True):
+        whole = forest(bits, signed=signed)
+        with monkeypatch.context() as patched:
+            patched.setattr(intersections, "SUMS", 1)
+            grown = forest(bits, signed=signed)
+        assert whole.partial > 60
+        assert np.array_equal(grown.operands, whole.operands)
+        assert np.array_equal(grown.starts, whole.starts)
 
 
 def test_a_forest_beats_prefix_where_rows_are_alike() -> None:

@@ -4,7 +4,7 @@
     python examples/keep_curve.py spikformer-2-64 --checkpoint net.safetensors \\
            --calibration cifar10-train.parquet --data cifar10-test.parquet --output curve
 
-The model is quantised once. Every share and score, and every seed of the random one, is a program of its own, and all of
+The model is quantised once. Every share and score, and every seed of the random one, is a program of its own; all of
 them run on the emulator on the same images, sharing off. The last lines say where a score loses to random: where random
 is ahead by more than the standard error of the difference, which is that of the images (the same ones, so each image's
 difference counts) and of the seeds.
@@ -188,9 +188,9 @@ def verdicts(points: Sequence[Point]) -> list[str]:
 def table_of(points: Sequence[Point], kernel: int) -> Table:
     """A row a share and score; operations relative to all tokens where that was measured."""
     whole = next((point for point in points if point.score == ALL), None)
-    table = Table("keep", "score", "top-1 [%]", "±", "random +", "sop_bit [M]", "", "mac [k]", "token_scores [k]",
-                  "cycles [k]", "", title=f"measured on the emulator, {len(points[0].hits):,} images; cycles modelled; "
-                  f"kernel {kernel}", box=None, pad_edge=False)  # fmt: skip
+    table = Table("keep", "score", "measured on", "top-1 [%]", "±", "over random", "sop_bit [M]", "of all", "mac [k]",
+                  "token_scores [k]", "cycles [k], modelled", "of all", title=f"kernel {kernel}, mean of an image",
+                  box=None, pad_edge=False)  # fmt: skip
     for column in table.columns[2:]:
         column.justify = "right"
     ahead = {(duel.keep, duel.score): f"{duel.ahead:+.2f} ± {duel.error:.2f}" for duel in duels(points)}
@@ -204,8 +204,9 @@ def table_of(points: Sequence[Point], kernel: int) -> Table:
         texts = [Scale(1e6, "").text(cost["sop_bit"]), parts[0]]
         texts += [Scale(1e3, "").text(cost[each]) for each in COSTS[1:]] + [parts[1]]
         table.add_row(
-            f"{keep:g}", name, f"{np.mean(top1):.2f}", f"{spread:.2f}", ahead.get((keep, score), ""), *texts
-        )
+            f"{keep:g}", name, f"{len(group[0].hits):,} images", f"{np.mean(top1):.2f}", f"{spread:.2f}",
+            ahead.get((keep, score), ""), *texts,
+        )  # fmt: skip
     table.caption = "±: standard error of the images; of random the standard deviation of its seeds"
     return table
 

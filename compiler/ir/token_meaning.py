@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compiler.ir import token_ops
-from isa.scores import SIGMOID, WEIGHT_BITS, largest, token_scores
+from isa.scores import SIGMOID, WEIGHT_BITS, Integers, largest, token_scores
 
 Weights = Callable[[str], Tensor]
 ONE = 1 << WEIGHT_BITS
@@ -20,12 +20,16 @@ ONE = 1 << WEIGHT_BITS
 
 def keep_tokens(op: token_ops.KeepTokens, weights: Weights, x: Tensor) -> Tensor:
     """1 for the `keep` tokens with the largest scores, at each timestep, or of all of them together (`code`)."""
-    score, steps = op.get("score"), len(x)
-    maps = x.reshape(steps, op.get("rows"), op.get("columns"), -1) >> op.get("drop")
+    kept = torch.from_numpy(largest(scores_of(op, x), op.get("keep"))).to(torch.int64)
+    return kept.expand(len(x), -1).unsqueeze(-1)
+
+
+def scores_of(op: token_ops.KeepTokens, x: Tensor) -> Integers:
+    """[T, N], or [1, N] where all timesteps have one (`code`)."""
+    score = op.get("score")
+    maps = x.reshape(len(x), op.get("rows"), op.get("columns"), -1) >> op.get("drop")
     sums = (_pooled_sums(maps) if score == "code" else _window_sums(maps, op.get("kernel"))).flatten(1, 2)
-    found = token_scores(sums.numpy(), score != "temporal", score != "spatial", op.get("multiplier"), op.get("divisor"))
-    kept = torch.from_numpy(largest(found, op.get("keep"))).to(torch.int64)
-    return kept.expand(steps, -1).unsqueeze(-1)
+    return token_scores(sums.numpy(), score != "temporal", score != "spatial", op.get("multiplier"), op.get("divisor"))
 
 
 def _window_sums(x: Tensor, kernel: int) -> Tensor:

@@ -7,10 +7,12 @@
 Two tables, both measured. The first looks at what enters the blocks of the untouched model. Of the tokens that a score
 would keep: how many are all zero; how much they hold, as sums of magnitudes over channels, relative to all tokens; how
 much of the change that the block makes to the residual falls on them (random: the share kept); how many of them are
-among those with the largest changes; and how many were kept at the timestep before.
+among those with the largest changes, and among those that the paper's score keeps; how many were kept at the timestep
+before; and how many of all tokens are kept at one timestep at least.
 
 The second runs the integer model, which programs equal in every logit, with other choices in place of the score's:
 
+    paper in reals   the paper's formula in float64, where programs have integers and a table
     one set          the scores added up over time, so that a token is kept at all timesteps or at none
     zeros last       the paper's score, but what is all zero comes last
     most, fewest     of magnitudes summed over channels
@@ -32,6 +34,7 @@ from keep_curve import BUNDLED, opened
 from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, cosine_similarity
 from xdsl.ir import SSAValue
 
 from command.arguments import Checkpoint, InputShape, MachineName, PerChannel
@@ -53,10 +56,10 @@ from runtime.report.console import progress_bar, show
 Values = dict[SSAValue, Tensor]
 Numbers = NDArray[np.float64]
 ONE_SET = ", one set"
-LARGEST, RANDOM, ZEROS_LAST = "largest change", "random", "paper, zeros last"
+LARGEST, RANDOM, ZEROS_LAST, REALS = "largest change", "random", "paper, zeros last", "paper in reals"
 CHOICES = (
-    *SCORES, RANDOM, RANDOM + ONE_SET, "paper" + ONE_SET, ZEROS_LAST, "most", "most" + ONE_SET, "fewest", LARGEST,
-    LARGEST + ONE_SET,
+    *SCORES, REALS, RANDOM, RANDOM + ONE_SET, "paper" + ONE_SET, ZEROS_LAST, "most", "most" + ONE_SET, "fewest",
+    LARGEST, LARGEST + ONE_SET,
 )  # fmt: skip
 
 
@@ -68,7 +71,9 @@ class Kept:
     held: list[float] = field(default_factory=list)
     changed: list[float] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
+    same: list[float] = field(default_factory=list)
     stayed: list[float] = field(default_factory=list)
+    ever: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class Chooser:
     def _scores(self, kind: str, label: str, x: Tensor, change: Numbers) -> Numbers:
         if kind in self.ops:
             return scores_of(self.ops[kind][label], x).astype(np.float64)
+        if kind == REALS:
+            return real_scores(self.ops["paper"][label], x)
         if kind == RANDOM:
             return self.draw.random(change.shape)
         if kind == LARGEST:
@@ -107,6 +114,16 @@ class Chooser:
         if kind == ZEROS_LAST:
             return np.where(size > 0, scores_of(self.ops["paper"][label], x), -1.0)
         return size if kind == "most" else -size
+
+
+def real_scores(op: spike.KeepTokens, x: Tensor) -> Numbers:
+    """[T, tokens]: the paper's formula, of the mean of the neighbours that there are."""
+    values = x.to(torch.float64) * 2.0 ** -op.operand_type().element.fraction.data
+    maps = values.reshape(len(x), op.get("rows"), op.get("columns"), -1).permute(0, 3, 1, 2)
+    near = avg_pool2d(maps, op.get("kernel"), 1, op.get("kernel") // 2, count_include_pad=False)
+    spatial = 1 - cosine_similarity(maps, near, dim=1).flatten(1)
+    temporal = (values - torch.cat([torch.zeros_like(values[:1]), values[:-1]])).abs().mean(-1)
+    return (spatial.softmax(1) + temporal.softmax(1)).numpy()
 
 
 def sizes(x: Tensor) -> Numbers:
@@ -142,8 +159,8 @@ def untouched(network: Network, values: Values) -> list[Block]:
     return found
 
 
-def look(kept: NDArray[np.bool_], block: Block, into: Kept) -> None:
-    """Describe the kept tokens [T, tokens] of an image."""
+def look(kept: NDArray[np.bool_], paper: NDArray[np.bool_], block: Block, into: Kept) -> None:
+    """Describe the kept tokens [T, tokens] of an image, beside those that the paper's score keeps."""
     count = int(kept[0].sum())
     if not count:
         return
@@ -151,6 +168,8 @@ def look(kept: NDArray[np.bool_], block: Block, into: Kept) -> None:
     into.held.append(float(block.size[kept].mean() / max(block.size.mean(), 1e-9)))
     into.changed.append(float(block.change[kept].sum() / max(block.change.sum(), 1e-9)))
     into.overlap.append(float((largest(block.change, count) > 0)[kept].mean()))
+    into.same.append(float(paper[kept].mean()))
+    into.ever.append(float(kept.any(axis=0).mean()))
     if len(kept) > 1:
         into.stayed.append(float((kept[1:] & kept[:-1]).sum() / kept[1:].sum()))
 
@@ -169,9 +188,10 @@ def only(network: Network, kind: type[SpikeOperation]) -> SpikeOperation:
 
 
 def kept_table(kept: Mapping[tuple[str, str], Kept], zeros: Mapping[str, float], keep: float) -> Table:
-    table = Table("block", "choice", "zero [%]", "of all [%]", "size / mean", "of the change [%]",
-                  "largest changes [%]", "kept before [%]", title=f"the tokens that would be kept at keep={keep:g}, "
-                  "of the untouched model; measured", box=None, pad_edge=False)  # fmt: skip
+    heads = ("zero [%]", "of all [%]", "size / mean", "of the change [%]", "largest changes [%]", "paper's [%]",
+             "kept before [%]", "ever kept [%]")  # fmt: skip
+    title = f"the tokens that would be kept at keep={keep:g}, of the untouched model; measured"
+    table = Table("block", "choice", *heads, title=title, box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
 
@@ -179,8 +199,9 @@ def kept_table(kept: Mapping[tuple[str, str], Kept], zeros: Mapping[str, float],
         return f"{100 * np.mean(values):.1f}" if values else ""
 
     for (block, choice), each in kept.items():
-        texts = (percent(each.zero), f"{100 * zeros[block]:.1f}", f"{np.mean(each.held):.2f}" if each.held else "")
-        table.add_row(block, choice, *texts, percent(each.changed), percent(each.overlap), percent(each.stayed))
+        held = f"{np.mean(each.held):.2f}" if each.held else ""
+        rest = (percent(values) for values in (each.changed, each.overlap, each.same, each.stayed, each.ever))
+        table.add_row(block, choice, percent(each.zero), f"{100 * zeros[block]:.1f}", held, *rest)
     return table
 
 
@@ -247,10 +268,13 @@ def main(
                 blocks = dict(zip(labels, untouched(network, values), strict=True))
                 for name, block in blocks.items():
                     zeros[name.removesuffix(".kept")].append(float((block.size == 0).mean()))
-                    for choice in CHOICES:
-                        chosen = largest(chooser.scores(choice, name, block.x, block.change), counts[name]) > 0
-                        chosen = np.broadcast_to(chosen, block.size.shape)
-                        look(chosen, block, kept[name.removesuffix(".kept"), choice])
+                    chosen = {
+                        choice: largest(chooser.scores(choice, name, block.x, block.change), counts[name]) > 0
+                        for choice in CHOICES
+                    }
+                    for choice, each in chosen.items():
+                        whole_train = np.broadcast_to(each, block.size.shape)
+                        look(whole_train, chosen["paper"], block, kept[name.removesuffix(".kept"), choice])
                 start: Values = {only(trial, spike.Input).results[0]: torch.from_numpy(image)}
                 evaluate(trial, ops[:first], start, scores_of)
                 for choice in CHOICES:

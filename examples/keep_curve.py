@@ -188,8 +188,8 @@ def verdicts(points: Sequence[Point]) -> list[str]:
 def table_of(points: Sequence[Point], kernel: int) -> Table:
     """A row a share and score; operations relative to all tokens where that was measured."""
     whole = next((point for point in points if point.score == ALL), None)
-    table = Table("keep", "score", "measured on", "top-1 [%]", "±", "over random", "sop_bit [M]", "of all", "mac [k]",
-                  "token_scores [k]", "cycles [k], modelled", "of all", title=f"kernel {kernel}, mean of an image",
+    table = Table("keep", "score", "measured on", "top-1 (%)", "±", "over random", "sop_bit (M)", "of all", "mac (k)",
+                  "token_scores (k)", "cycles (k), modelled", "of all", title=f"kernel {kernel}, mean of an image",
                   box=None, pad_edge=False)  # fmt: skip
     for column in table.columns[2:]:
         column.justify = "right"

@@ -188,8 +188,8 @@ def only(network: Network, kind: type[SpikeOperation]) -> SpikeOperation:
 
 
 def kept_table(kept: Mapping[tuple[str, str], Kept], zeros: Mapping[str, float], keep: float) -> Table:
-    heads = ("zero [%]", "of all [%]", "size / mean", "of the change [%]", "largest changes [%]", "paper's [%]",
-             "kept before [%]", "ever kept [%]")  # fmt: skip
+    heads = ("zero (%)", "of all (%)", "size / mean", "of the change (%)", "largest changes (%)", "paper's (%)",
+             "kept before (%)", "ever kept (%)")  # fmt: skip
     title = f"the tokens that would be kept at keep={keep:g}, of the untouched model; measured"
     table = Table("block", "choice", *heads, title=title, box=None, pad_edge=False)
     for column in table.columns[2:]:
@@ -206,7 +206,7 @@ def kept_table(kept: Mapping[tuple[str, str], Kept], zeros: Mapping[str, float],
 
 
 def choice_table(hits: Mapping[str, list[bool]], whole: list[bool], keep: float) -> Table:
-    table = Table("choice", "top-1 [%]", "over random", title=f"integer model at keep={keep:g}, {len(whole):,} images; "
+    table = Table("choice", "top-1 (%)", "over random", title=f"integer model at keep={keep:g}, {len(whole):,} images; "
                   f"measured; all tokens: {100 * np.mean(whole):.2f} %", box=None, pad_edge=False)  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"

@@ -25,7 +25,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cosine_similarity
-from xdsl.ir import SSAValue
 
 from command.arguments import Checkpoint, InputShape, MachineName, PerChannel
 from compiler.ir import spike
@@ -53,7 +52,7 @@ from isa.scores import largest
 from runtime.dataset import load_dataset
 from runtime.report.console import progress_bar, show
 
-Values = dict[SSAValue, Tensor]
+Values = dict[Any, Tensor]
 Numbers = NDArray[np.float64]
 ONE_SET = ", one set"
 LARGEST, RANDOM, ZEROS_LAST, REALS = "largest change", "random", "paper, zeros last", "paper in reals"

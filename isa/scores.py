@@ -28,14 +28,14 @@ PARTS = 4
 
 
 def cosines(dot: Integers, own: Integers, other: Integers) -> Integers:
-    """floor(|dot| * 2^15 / isqrt(own * other)) with the sign of dot, at most 2^15; 0 where own or other is 0."""
-    length = roots(own * other)
+    """floor(|dot| * 2^15 / isqrt(own * other)) with the sign of dot, at most 2^15; 0 where own * other < 1."""
+    length = roots(np.maximum(own * other, 0))
     found = np.minimum((np.abs(dot) << COSINE_BITS) // np.maximum(length, 1), 1 << COSINE_BITS)
     return np.where(length > 0, np.sign(dot) * found, 0)
 
 
 def roots(values: Integers) -> Integers:
-    """The whole part of the square root of integers below 2^62."""
+    """The whole part of the square root of integers 0..2^62."""
     found = np.sqrt(values.astype(np.float64)).astype(np.int64)
     found -= found * found > values
     return found + ((found + 1) * (found + 1) <= values)

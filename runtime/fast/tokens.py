@@ -190,9 +190,9 @@ def root(value):
 @njit
 def cosine(dot, own, other):
     """As `isa.scores.cosines`."""
-    length = root(own * other)
-    if length == 0:
+    if own * other < 1:
         return 0
+    length = root(own * other)
     found = min((abs(dot) << scores.COSINE_BITS) // length, 1 << scores.COSINE_BITS)
     return found if dot >= 0 else -found
 

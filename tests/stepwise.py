@@ -300,8 +300,9 @@ def _by_token(parts: list[Tensor]) -> list[Sums]:
 
 def _unlike(dot: int, own: int, other: int) -> int:
     """1 - cosine, the cosine cut to 2^-15, in exponents of 2^(1/1024)."""
-    length = isqrt(own * other)
-    cosine = min((abs(dot) << 15) // length, 1 << 15) if length else 0
+    more = 15 if own * other < 1 << 32 else 0
+    length = isqrt(own * other << 2 * more)
+    cosine = min((abs(dot) << 15 + more) // length, 1 << 15) if length else 0
     return ((1 << 15) - (cosine if dot >= 0 else -cosine)) * round(1024 * log2(e)) >> 15
 
 

@@ -12,6 +12,8 @@ Integers = NDArray[np.int64]
 
 COSINE_BITS = 15
 """A cosine of 1 is 2^15."""
+ROOT_BITS = 32
+"""Products below 2^32 are shifted left by 30 before their root is taken."""
 EXPONENT_BITS = 10
 """Exponents of two come in steps of 2^-10."""
 POWER_BITS = 24
@@ -28,14 +30,19 @@ PARTS = 4
 
 
 def cosines(dot: Integers, own: Integers, other: Integers) -> Integers:
-    """floor(|dot| * 2^15 / isqrt(own * other)) with the sign of dot, at most 2^15; 0 where own or other is 0."""
-    length = roots(own * other)
-    found = np.minimum((np.abs(dot) << COSINE_BITS) // np.maximum(length, 1), 1 << COSINE_BITS)
+    """floor(|dot| * 2^15 / sqrt(own * other)) with the sign of dot, at most 2^15; 0 where own * other < 1.
+
+    The root is cut to 2^-15 where the product is below 2^32, else to whole numbers: 16 bits and more of it count.
+    """
+    product = np.maximum(own * other, 0)
+    more = np.where(product < 1 << ROOT_BITS, ROOT_BITS // 2 - 1, 0)
+    length = roots(product << 2 * more)
+    found = np.minimum((np.abs(dot) << COSINE_BITS + more) // np.maximum(length, 1), 1 << COSINE_BITS)
     return np.where(length > 0, np.sign(dot) * found, 0)
 
 
 def roots(values: Integers) -> Integers:
-    """The whole part of the square root of integers below 2^62."""
+    """The whole part of the square root of integers 0..2^62."""
     found = np.sqrt(values.astype(np.float64)).astype(np.int64)
     found -= found * found > values
     return found + ((found + 1) * (found + 1) <= values)

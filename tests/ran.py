@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from emulated import both_families, program_of, random_state
@@ -19,16 +19,21 @@ STEPS = 2
 
 
 class Ran:
-    """One instruction run on random memories: their bytes before and after, and what was counted."""
+    """An instruction run on random memories, behind others where it needs them: bytes before and after, its counts."""
 
-    def __init__(self, each: Instruction, prepare: Callable[[State], None] = lambda state: None) -> None:
-        program = program_of([each], load_machine("c-step").with_changes(accumulator_bits=32))
+    def __init__(
+        self,
+        each: Instruction,
+        prepare: Callable[[State], None] = lambda state: None,
+        behind: Sequence[Instruction] = (),
+    ) -> None:
+        program = program_of([*behind, each], load_machine("c-step").with_changes(accumulator_bits=32))
         state = random_state(program, 5, 0.4)
         prepare(state)
         self.before = {name: region.copy() for name, region in state.regions().items()}
         (self.after, record), (after, _) = both_families(program, state, True)
         assert all(np.array_equal(region, after[name]) for name, region in self.after.items())
-        self.record = {name: int(record[0, column]) for name, column in RECORD._asdict().items()}
+        self.record = {name: int(record[-1, column]) for name, column in RECORD._asdict().items()}
 
     def values(self, region: str, kind: str, address: int, *shape: int, after: bool = False) -> Integers:
         """Numbers that lie packed in a region, before the run or after it."""

@@ -1,15 +1,16 @@
-"""A plain reference of masked, guarded and exited networks: torch, one timestep after another, and an exit that stops.
+"""A plain reference of masked, guarded, exited and token-stopped networks: torch, one timestep after another.
 
 It takes the integer module as it is before any pass on time, and what is asked for in plain words; it knows neither the
-ops of compiler/ir/time_ops.py nor compiler/ir/meaning.py. Integers are carried in float64, exact below 2^53.
+ops of compiler/ir/time_ops.py and token_ops.py nor what computes or makes them. Integers are carried in float64, exact
+below 2^53; scores of tokens are Python's own integers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log
+from math import e, isqrt, log, log2, prod
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from compiler.ir.spike import SpikeOperation
 
 Array = NDArray[np.float64]
 WEIGHTED = (spike.Conv, spike.Linear)
+TOKENWISE = (spike.IntegerLif, spike.IntegerLevel, spike.Rescale)
+Sums = tuple[int, int, int, int]
 TO_LOGITS = (spike.Align, spike.Add, spike.SumTime, spike.Reshape)
 
 
@@ -43,6 +46,66 @@ class Exits:
     tau: tuple[float, ...]
     criterion: str = "lightsoftmax"
     variance: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """Only `keep` of the tokens of the residual named `entry` go through the ops whose labels begin with `parts`.
+
+    Of those that do not, what neurons and rescales put out is 0, and membranes stay (TP-Spikformer). They are the ones
+    with the smallest `score`, of equal ones the last, or those that `given` [T, N] leaves out.
+    """
+
+    entry: str
+    parts: tuple[str, ...]
+    rows: int
+    columns: int
+    keep: int
+    score: str = "paper"
+    kernel: int = 3
+    scale: tuple[int, int] = (0, 0)
+    """A change of 1, summed over channels, is multiplier / 2^divisor in exponents of 2^(1/1024)."""
+    drop: int = 0
+    given: Array | None = None
+
+    def holds(self, op: SpikeOperation) -> bool:
+        """Whether what an op puts out is 0 for tokens that are not kept."""
+        if not isinstance(op, TOKENWISE) or not any(op.label.startswith(part) for part in self.parts):
+            return False
+        sizes = op.result_type.sizes
+        return len(sizes) > 1 and prod(sizes[:-1]) == self.rows * self.columns
+
+    def sums(self, x: Tensor, before: Tensor) -> list[Sums]:
+        """A timestep's dot, own, other and change of each token; `before` is the timestep before it, or 0."""
+        images = [_dropped(each, self.drop).reshape(self.rows, self.columns, -1) for each in (x, before)]
+        now, reach = images[0], self.kernel // 2
+        padded = functional.pad(now, (0, 0, reach, reach, reach, reach))
+        near = torch.zeros_like(now)
+        for r in range(self.kernel):
+            for c in range(self.kernel):
+                near += padded[r : r + self.rows, c : c + self.columns]
+        parts = [(now * near).sum(-1), (now * now).sum(-1), (near * near).sum(-1), (now - images[1]).abs().sum(-1)]
+        return _by_token(parts)
+
+    def pooled_sums(self, steps: Sequence[Tensor]) -> list[Sums]:
+        """Of spikes summed over all timesteps, the neighbourhood a 1 for each channel, as the published code has it."""
+        x = torch.stack([_dropped(each, self.drop).reshape(self.rows * self.columns, -1) for each in steps])
+        total, number = x.sum(0), x.sum(-1)
+        change = number.diff(dim=0).abs().sum(0)
+        other = torch.full_like(change, x.shape[-1])
+        return _by_token([total.sum(-1), (total * total).sum(-1), other, change])
+
+    def choose(self, sums: list[Sums]) -> Tensor:
+        """[N]: 1 for the tokens that are kept."""
+        scores = [0] * len(sums)
+        if self.score != "temporal":
+            scores = _added(scores, [_unlike(dot, own, other) for dot, own, other, _ in sums])
+        if self.score != "spatial":
+            scores = _added(scores, [change * self.scale[0] >> self.scale[1] for *_, change in sums])
+        order = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
+        kept = torch.zeros(len(scores), dtype=torch.float64)
+        kept[order[: self.keep]] = 1
+        return kept
 
 
 @dataclass
@@ -69,32 +132,41 @@ def confidence(criterion: str, logits: Tensor, variance: float) -> float:
 
 @dataclass
 class Stepwise:
-    """The network, its masks by label (1 or 0 a timestep), its guard and its exits."""
+    """The network, its masks by label (1 or 0 a timestep), its guard, its exits, and where tokens stop."""
 
     network: Network
     masks: Mapping[str, str] = field(default_factory=dict[str, str])
     guard: Guard | None = None
     exits: Exits | None = None
+    stops: Sequence[Stop] = ()
 
     def __post_init__(self) -> None:
         self.ops = [op for op in self.network.operations() if isinstance(op, SpikeOperation)]
         self.total = max(op.operand_type().steps or 0 for op in self.ops if isinstance(op, spike.SumTime))
         self.classifiers = _classifiers(self.ops)
         self.scale = next(op.get("scale") for op in self.ops if isinstance(op, spike.Output))
+        self.entries = {_maker(self.ops, stop.entry): stop for stop in self.stops}
+        self.stopped = {op: stop for stop in self.stops for op in self.ops if stop.holds(op)}
         self.same: set[object] = set()
         for op in self.ops:  # what is the same at every timestep
             still = isinstance(op, spike.Repeat) or all(operand in self.same for operand in op.operands)
-            states = isinstance(op, spike.IntegerLif | spike.Attention) or op.label in self.masks
+            states = isinstance(op, spike.IntegerLif | spike.Attention) or op.label in self.masks or op in self.stopped
             if op.operands and still and not states and op.results:
                 self.same.add(op.results[0])
 
     def run(self, x: NDArray[np.float32]) -> Result:
         """One input [C, H, W], or events [T, C, H, W]."""
-        self.state: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
+        given = torch.from_numpy(np.ascontiguousarray(x)).to(torch.float64)
+        self.kept: dict[tuple[Stop, int], Tensor] = {}
+        for op, stop in self.entries.items():
+            if stop.score == "code" and stop.given is None:  # one choice from all timesteps, in front of the block
+                self._begin()
+                steps = [self._step(given, step, defaultdict(list), until=op) for step in range(self.total)]
+                chosen = stop.choose(stop.pooled_sums(steps))
+                self.kept |= {(stop, step): chosen for step in range(self.total)}
+        self._begin()
         currents: dict[str, list[Tensor]] = defaultdict(list)
         confidences: list[float] = []
-        given = torch.from_numpy(np.ascontiguousarray(x)).to(torch.float64)
         logits = torch.zeros(0)
         for step in range(self.total):
             logits = self._step(given, step, currents)
@@ -105,8 +177,15 @@ class Stepwise:
                     return Result(_integers(logits), step + 1, currents, confidences)
         return Result(_integers(logits), self.total, currents, confidences)
 
-    def _step(self, given: Tensor, step: int, currents: dict[str, list[Tensor]]) -> Tensor:
-        """All ops at one timestep; the cumulative logits."""
+    def _begin(self) -> None:
+        self.state: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.before: dict[Stop, Tensor] = {}
+
+    def _step(
+        self, given: Tensor, step: int, currents: dict[str, list[Tensor]], until: SpikeOperation | None = None
+    ) -> Tensor:
+        """All ops at one timestep; the cumulative logits, or what the op `until` puts out."""
         values: dict[object, Tensor] = {}
         for op in self.ops:
             operands = [values[operand] for operand in op.operands]
@@ -117,19 +196,45 @@ class Stepwise:
                 continue
             if self._reads_guarded(op):
                 operands[0] = self._guarded(f"{op.label} reads", operands[0], step)
-            if isinstance(op, spike.SumTime):
-                before = self.state.get(op.label, torch.zeros_like(operands[0]))
-                values[op.results[0]] = self.state[op.label] = before + operands[0]
-                continue
-            if isinstance(op, spike.IntegerLif | spike.IntegerLevel):
-                currents[op.label].append(operands[0])
-                values[op.results[0]] = self._neurons(op, operands[0], step)
-                continue
-            values[op.results[0]] = OPS[type(op)](self, op, step, *operands)
+            value = values[op.results[0]] = self._value(op, operands, step, currents)
+            if op is until:
+                return value
+            if op in self.entries:
+                self._enter(self.entries[op], value, step)
         raise AssertionError("no output")
 
+    def _value(
+        self, op: SpikeOperation, operands: list[Tensor], step: int, currents: dict[str, list[Tensor]]
+    ) -> Tensor:
+        if isinstance(op, spike.SumTime):
+            before = self.state.get(op.label, torch.zeros_like(operands[0]))
+            self.state[op.label] = before + operands[0]
+            return self.state[op.label]
+        if isinstance(op, spike.IntegerLif | spike.IntegerLevel):
+            currents[op.label].append(operands[0])
+            return self._neurons(op, operands[0], step)
+        value = OPS[type(op)](self, op, step, *operands)
+        return value * self.of_tokens(op, value, step)
+
+    def _enter(self, stop: Stop, x: Tensor, step: int) -> None:
+        """Choose the tokens of a timestep that go through a block."""
+        if stop.given is not None:
+            self.kept[stop, step] = torch.from_numpy(stop.given[step].astype(np.float64))
+        elif stop.score != "code":
+            before = self.before.get(stop, torch.zeros_like(x))
+            self.kept[stop, step] = stop.choose(stop.sums(x, before))
+        self.before[stop] = x
+
+    def of_tokens(self, op: SpikeOperation, x: Tensor, step: int) -> Tensor:
+        """What x [..., C] is multiplied by where tokens stop: 1 for those that are kept, 0 for the others."""
+        if op not in self.stopped:
+            return torch.ones(1, dtype=torch.float64)
+        return self.kept[self.stopped[op], step].reshape(*x.shape[:-1], 1)
+
     def _neurons(self, op: SpikeOperation, current: Tensor, step: int) -> Tensor:
-        fired = _lif(self, op, current) if isinstance(op, spike.IntegerLif) else _level(self, op, current)
+        stays = self.of_tokens(op, current, step)
+        fired = _lif(self, op, current, stays) if isinstance(op, spike.IntegerLif) else _level(self, op, current)
+        fired = fired * stays
         mask = self.masks.get(op.label)
         if mask is not None:
             fired = fired * int(mask[step])
@@ -179,12 +284,42 @@ def _classifiers(ops: list[SpikeOperation]) -> set[SpikeOperation]:
     return found
 
 
+def _maker(ops: list[SpikeOperation], label: str) -> SpikeOperation:
+    """The op that makes the residual of that name."""
+    return next(op for op in ops if op.label == label and isinstance(op, (spike.Add, *TOKENWISE)))
+
+
+def _dropped(x: Tensor, bits: int) -> Tensor:
+    return torch.floor(x / 2**bits)
+
+
+def _by_token(parts: list[Tensor]) -> list[Sums]:
+    rows = torch.stack(parts, -1).reshape(-1, 4).tolist()
+    return [(int(dot), int(own), int(other), int(change)) for dot, own, other, change in rows]
+
+
+def _unlike(dot: int, own: int, other: int) -> int:
+    """1 - cosine, the cosine cut to 2^-15, in exponents of 2^(1/1024)."""
+    more = 15 if own * other < 1 << 32 else 0
+    length = isqrt(own * other << 2 * more)
+    cosine = min((abs(dot) << 15 + more) // length, 1 << 15) if length else 0
+    return ((1 << 15) - (cosine if dot >= 0 else -cosine)) * round(1024 * log2(e)) >> 15
+
+
+def _added(scores: list[int], exponents: list[int]) -> list[int]:
+    """Scores with the shares of a softmax, in 2^-30, whose powers of two are rounded to 2^-24."""
+    below = [max(exponents) - each for each in exponents]
+    powers = [round(2.0 ** (24 - each % 1024 / 1024)) >> each // 1024 for each in below]
+    return [score + (power << 30) // sum(powers) for score, power in zip(scores, powers, strict=True)]
+
+
 def _half_up(x: Tensor, bits: int) -> Tensor:
     """x / 2^bits, rounded half up."""
     return x * 2.0**-bits if bits <= 0 else torch.floor(x * 2.0**-bits + 0.5)
 
 
-def _lif(run: Stepwise, op: SpikeOperation, x: Tensor) -> Tensor:
+def _lif(run: Stepwise, op: SpikeOperation, x: Tensor, stays: Tensor) -> Tensor:
+    """Spikes, and the membranes of what stays; those of all others are what they were."""
     v = run.state.get(op.label, torch.zeros_like(x))
     if op.get("charge") == "lif":
         h = v + _half_up((x - v) * op.get("multiplier"), op.get("divisor"))
@@ -195,7 +330,7 @@ def _lif(run: Stepwise, op: SpikeOperation, x: Tensor) -> Tensor:
     threshold = run.weight(op, "threshold")
     fired = h >= threshold
     after = torch.zeros_like(h) if op.get("reset") == "hard" else h - threshold
-    run.state[op.label] = torch.where(fired, after, h).clamp(-32768, 32767)
+    run.state[op.label] = torch.where(stays > 0, torch.where(fired, after, h).clamp(-32768, 32767), v)
     return fired.to(torch.float64)
 
 

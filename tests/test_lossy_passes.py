@@ -5,29 +5,25 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from exact import program_of
 from families import FAMILIES
+from integer import STEPS, integer_module
 from models import one_thread
 from numpy.typing import NDArray
 from stepwise import Exits, Guard, Result, Stepwise, confidence
 
-from compiler.calibrate.ranges import LEAST_IMAGES, image_scale
-from compiler.frontend.importer import import_model
 from compiler.ir.meaning import NEURONS, Executor
 from compiler.ir.network import Network
-from compiler.pipeline import DEFAULT_PASSES, parse_passes
+from compiler.pipeline import parse_passes
 from isa.errors import CStepWarning
 from isa.logarithms import LOG_BITS, POWER_BITS, certainty, largest_probability
 from isa.machine import load_machine
 from runtime.interpreter import quantise_input, run
 
-STEPS = 4
-TO_INTEGERS = DEFAULT_PASSES.partition(",mask-timesteps")[0]
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 VARIANTS = ("masked", "exited", "rows", "columns", "both", "together")
 VARIANT = pytest.mark.parametrize("variant", VARIANTS)
@@ -40,17 +36,6 @@ def single() -> Iterator[None]:
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CStepWarning)
         yield
-
-
-@cache
-def integer_module(name: str) -> Network:
-    """A small model of a family with T = 4, quantised, before any pass on time."""
-    family = FAMILIES[name]
-    calibration = family.inputs(LEAST_IMAGES, steps=STEPS)
-    network = import_model(family.build(STEPS), family.example(STEPS))
-    for each in parse_passes(TO_INTEGERS.replace("SCALE", repr(image_scale(calibration))).replace("BITS", "24")):
-        network = each.apply_with(network, calibration)
-    return network
 
 
 def masks_of(network: Network, seed: int) -> dict[str, str]:

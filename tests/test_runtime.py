@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import UNITS, accumulates, accumulates_of_planes, fits, sequences
+from drawn import KEPT, UNITS, accumulates, accumulates_of_planes, fits, sequences
 from emulated import assert_agree, both_families, program_of, random_state
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -59,6 +59,17 @@ def test_families_agree_on_one_instruction(unit: Unit) -> None:
     @given(UNITS[unit].filter(fits), MACHINES, st.integers(0, 99), st.sampled_from(DENSITIES), st.booleans())
     def agree(each: Instruction, machine: Machine, seed: int, density: float, share: bool) -> None:
         assert_agree([each], machine, seed, density, share)
+
+    agree()
+
+
+@pytest.mark.parametrize("unit", KEPT)
+def test_families_agree_on_kept_tokens(unit: Unit) -> None:
+    @settings(MANY, max_examples=200)
+    @given(KEPT[unit], MACHINES, st.integers(0, 99), st.sampled_from(DENSITIES), st.booleans())
+    def agree(code: list[Instruction], machine: Machine, seed: int, density: float, share: bool) -> None:
+        assume(all(fits(each) for each in code))
+        assert_agree(code, machine, seed, density, share)
 
     agree()
 

@@ -161,6 +161,7 @@ class ScoreValues(Score, opcode=0x29, unit=Unit.SFU):
     Cycles: as `scorespikes`.
     """
 
+    sums: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES, apart=("values",))]
     values: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
 
     def extents(self) -> dict[str, Strided]:

@@ -190,10 +190,11 @@ def root(value):
 @njit
 def cosine(dot, own, other):
     """As `isa.scores.cosines`."""
-    length = root(own * other)
-    if length == 0:
+    product = own * other
+    if product < 1:
         return 0
-    found = min((abs(dot) << scores.COSINE_BITS) // length, 1 << scores.COSINE_BITS)
+    more = scores.ROOT_BITS // 2 - 1 if product < 1 << scores.ROOT_BITS else 0
+    found = min((abs(dot) << (scores.COSINE_BITS + more)) // root(product << (2 * more)), 1 << scores.COSINE_BITS)
     return found if dot >= 0 else -found
 
 

@@ -89,7 +89,7 @@ def tune_command(
             tuned = tune_model(
                 opened.module, inputs.example, inputs.calibration, inputs.image_scale, target, found.images,
                 found.labels, goal, base, energy=energy, about=about, folder=folder, resume=resume, workers=workers,
-                progress=lambda what, trial: step(None) if trial else None,
+                progress=lambda trial: step(None),
             )  # fmt: skip
     except KeyboardInterrupt:
         note(f"{folder}: holds the trials that are finished; --resume goes on with them")

@@ -32,8 +32,8 @@ class TunedTable:
         yield self._figures()
         images = tuned.baseline.images
         yield (
-            f"loss measured on {images:,} held-out training images, against {tuned.reference.right / images:.2%} top-1; "
-            f"costs on so many as the table says"
+            f"loss on {images:,} held-out training images, measured, against {tuned.reference.right / images:.2%} top-1; "
+            "costs on as many as the table says"
         )
         yield (
             f"{len(tuned.trials):,} trials, {tuned.ran:,} of them run now, {tuned.seconds:,.0f} s of compiling and "
@@ -75,7 +75,7 @@ def in_words(settings: Settings) -> Iterator[str]:
     if settings.timesteps:
         masks = settings.timesteps.masks
         average = "" if settings.timesteps.average is None else f", T_avg {settings.timesteps.average:.2f}"
-        kept = sorted({mask for mask in masks.values()})
+        kept = sorted(set(masks.values()))
         each = "; ".join(f"{mask}: {', '.join(label for label in masks if masks[label] == mask)}" for mask in kept)
         yield f"timesteps: {each}{average}"
     if settings.exit:

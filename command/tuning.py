@@ -39,7 +39,7 @@ def tune_model(
     folder: Path | None = None,
     resume: bool = False,
     workers: int | None = None,
-    progress: Callable[[str, Trial | None], None] = lambda settings, trial: None,
+    progress: Callable[[Trial], None] = lambda trial: None,
 ) -> Tuned:
     """Import, quantise, search; with a `folder` its journal goes on where it is `about` the same."""
     import torch

@@ -32,8 +32,8 @@ class TunedTable:
         yield self._figures()
         images = tuned.baseline.images
         yield (
-            f"loss on {images:,} held-out training images, measured, against {tuned.reference.right / images:.2%} top-1; "
-            "costs on as many as the table says"
+            f"loss on {images:,} held-out training images, measured, against {tuned.reference.right / images:.2%} "
+            "top-1; costs on as many as the table says"
         )
         yield (
             f"{len(tuned.trials):,} trials, {tuned.ran:,} of them run now, {tuned.seconds:,.0f} s of compiling and "

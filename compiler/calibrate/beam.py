@@ -7,22 +7,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compiler.calibrate.bench import Bench
+from compiler.calibrate.bench import Bench, Exhausted
 from compiler.calibrate.journal import Trial
 from compiler.calibrate.space import Move, Point, Space
 from compiler.settings import RowSharing
 
 BEAM = 3
 """Points that are followed at once."""
-WIDTH = 12
+WIDTH = 8
 """Moves of a point that are screened in a round: those that saved the most when last tried, and some drawn."""
-DRAWN = 4
-PROMOTED = 4
+DRAWN = 3
+PROMOTED = 3
 """Candidates of a round that are run on all images."""
 KICKS = 3
 """How often the search begins anew near its best point without finding a better one before it ends."""
 SPARE = 2
 """Images more than the bound allows that a candidate may lose where it is only screened."""
+LAST = 0.03
+"""Of the budget, beyond its share, for running on all images what was screened when it was spent."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,21 @@ class Beam:
     def _step(self, moves: Sequence[tuple[Found, Move]]) -> list[Found]:
         """Screen moves, run the best on all images, and return those that cost less than where they came from."""
         pool: dict[Point, Candidate] = {}
-        for origin, move in moves:
-            if move.point not in self.screened and (seen := self._screen(origin, move)) is not None:
-                pool[move.point] = seen
+        spent = False
+        try:
+            for origin, move in moves:
+                if move.point not in self.screened and (seen := self._screen(origin, move)) is not None:
+                    pool[move.point] = seen
+        except Exhausted:
+            spent = True
+            self.bench.budget.share += LAST
+        taken = self._promote(pool)
+        if spent:
+            raise Exhausted
+        return taken
+
+    def _promote(self, pool: dict[Point, Candidate]) -> list[Found]:
+        """Run the cheapest and those with the best score; the best score first of what costs less than its origin."""
         cheapest = sorted(pool.values(), key=lambda each: each.cost)[: PROMOTED // 2]
         rest = [each for each in pool.values() if each not in cheapest]
         taken: list[tuple[float, Found]] = []

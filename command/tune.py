@@ -55,7 +55,7 @@ def tune_command(
     from command.compile import settings_for
     from command.tune_files import write_tuned
     from command.tune_table import TunedTable
-    from command.tuning import about_search, require_sharing, tune_model
+    from command.tuning import HeldOut, require_sharing, tune_model
     from compiler.calibrate.tune import Goal
     from compiler.frontend.model import open_model
     from isa.machine import load_machine
@@ -83,13 +83,15 @@ def tune_command(
     assert found.labels is not None
     folder = output if output is not None else Path(f"{Path(model.replace(':', '-')).name}.tune")
     make_directory(folder)
-    about = about_search(base, target, goal, energy, f"{inputs.about}; {inputs.normalisation}", found.labels)
+    held_out = HeldOut(
+        inputs.example, inputs.calibration, inputs.image_scale, f"{inputs.about}; {inputs.normalisation}",
+        found.images, found.labels,
+    )  # fmt: skip
     try:
         with progress_bar("tune", trials, unit="trials") as step:
             tuned = tune_model(
-                opened.module, inputs.example, inputs.calibration, inputs.image_scale, target, found.images,
-                found.labels, goal, base, energy=energy, about=about, folder=folder, resume=resume, workers=workers,
-                progress=lambda trial: step(None),
+                opened.module, held_out, target, goal, base, energy=energy, folder=folder, resume=resume,
+                workers=workers, progress=lambda trial: step(None),
             )  # fmt: skip
     except KeyboardInterrupt:
         note(f"{folder}: holds the trials that are finished; --resume goes on with them")

@@ -137,9 +137,8 @@ def tune_held_out(
     weights = sha256()
     for name, value in module.state_dict().items():
         weights.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    said = {
-        "model": Model(name=type(module).__name__, checkpoint=weights.hexdigest()[:16]),
-        "data": Data(source="in memory", images=len(held_out.images), digest=digest),
-    }
-    base = Settings(**said) if settings is None else settings_from(settings).model_copy(update=said)
+    name = Model(name=type(module).__name__, checkpoint=weights.hexdigest()[:16])
+    data = Data(source="in memory", images=len(held_out.images), digest=digest)
+    given = Settings(model=name) if settings is None else settings_from(settings)
+    base = given.model_copy(update={"model": name, "data": data})
     return tune_model(module, held_out, machine, goal, base, **options)

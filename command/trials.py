@@ -69,9 +69,14 @@ def emulator(workers: int | None = None, energy: str | None = None) -> Emulate:
             seen = run(program, integers, share=energy is not None, workers=workers or cstep.cores())
             costs = costs_of(program, seen.counters, energy) if energy is not None else {}
             done.append(Outcome(seen.logits, seen.decisions, seen.steps, seen.counters.total("sop_bit"), costs))
-        parts = zip(*((each.logits, each.decisions, each.steps, each.operations) for each in done), strict=True)
         costs = {name: np.concatenate([each.costs[name] for each in done]) for name in done[0].costs}
-        return Outcome(*(np.concatenate(part) for part in parts), costs)
+        return Outcome(
+            logits=np.concatenate([each.logits for each in done]),
+            decisions=np.concatenate([each.decisions for each in done]),
+            steps=np.concatenate([each.steps for each in done]),
+            operations=np.concatenate([each.operations for each in done]),
+            costs=costs,
+        )
 
     return emulate
 

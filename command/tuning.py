@@ -84,7 +84,6 @@ def about_search(base: Settings, machine: Machine, goal: Goal, energy: str, held
         model=base.model.name,
         checkpoint=base.model.checkpoint,
         data=base.data.digest,
-        labels=sha256(held_out.labels.astype("<i8").tobytes()).hexdigest()[:16],
         ranges=held_out.about,
         machine=f"{machine.name} {numbers}",
         objective=f"{goal.objective}, energies of {energy}",

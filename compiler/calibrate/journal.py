@@ -32,8 +32,7 @@ class About(Line):
     model: str
     checkpoint: str
     data: str
-    """Digest of the held-out images."""
-    labels: str
+    """Digest of the held-out images and their labels."""
     ranges: str
     """What the ranges came from, and how the images are normalised."""
     machine: str
@@ -160,7 +159,7 @@ def _require_same(folder: Path, began: About, wanted: About) -> None:
     for name, called in _CALLED.items():
         old, new = str(getattr(began, name)), str(getattr(wanted, name))
         if old != new:
-            said = "" if name in ("base", "labels", "ranges") else f" ({old[:40]}, now {new[:40]})"
+            said = "" if name in ("base", "ranges") else f" ({old[:40]}, now {new[:40]})"
             raise CStepError(f"{folder}: holds a search {called}{said}; name another folder for this one")
 
 
@@ -169,8 +168,7 @@ _CALLED = {
     "version": "of another version of cstep",
     "model": "of another model",
     "checkpoint": "of another checkpoint",
-    "data": "on other images",
-    "labels": "on other labels",
+    "data": "on other images or labels",
     "ranges": "with other ranges",
     "machine": "for another machine",
     "objective": "for another objective",

@@ -211,6 +211,8 @@ class Tuner:
             with suppress(Exhausted):
                 for point in dict.fromkeys((self.space.trained, self.space.given)):
                     beam.confirm(point)
+                for each in beam.top(FINALISTS) if number else ():
+                    beam.retune(each.point)
                 beam.search(beam.top(2))
         return beams
 

@@ -101,9 +101,12 @@ class Beam:
     def retune(self, point: Point) -> None:
         """A point that was found within another bound, with the exits that this one allows if that costs less."""
         before = self.found.pop(point)
-        after = self.confirm(point)
-        if after is None or before.order < after.order:
-            self.found[point] = before
+        try:
+            self.confirm(point)
+        finally:
+            after = self.found.get(point)
+            if after is None or before.order < after.order:
+                self.found[point] = before
 
     def _forward(self, beam: Sequence[Found]) -> None:
         """Rounds of moves that save something, until none does within the bound."""

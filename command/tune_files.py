@@ -82,7 +82,7 @@ def curve_svg(tuned: Tuned) -> bytes:
         axes.plot([1.0], [100 * tuned.baseline.right / images], "k*", label="baseline: bit-sparse, nothing lost")
         axes.set_xlabel(f"{name}, mean per input over the baseline's {over} ({cost.origin})")
         axes.set_ylabel("top-1 [%] on held-out training images, measured")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right")
         picture = io.BytesIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
     return picture.getvalue()

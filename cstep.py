@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from compiler.calibrate.tune import Objective, Tuned
     from compiler.check import Observed
     from compiler.pipeline import Compiled
     from compiler.settings import Criterion, GuardMode, Settings
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from runtime.evaluate.ladder import Ladder
 
 __all__ = [
-    "CStepError", "Result", "calibrate", "compile", "evaluate", "export_onnx", "ladder", "load", "main", "run",
+    "CStepError", "Result", "calibrate", "compile", "evaluate", "export_onnx", "ladder", "load", "main", "run", "tune",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -278,6 +279,60 @@ def calibrate(
     ranges = held_out[:0] if made else _float_images(calibration, "calibration")
     scale = made.image_scale if made else None
     return calibrate_model(model, traced, ranges, scale, target, held_out, truth, wanted, begun).settings
+
+
+def tune(
+    model: nn.Module,
+    example: Any,
+    images: Any,
+    labels: Any,
+    *,
+    calibration: Any = None,
+    machine: str | Machine = "c-step",
+    max_loss: float = 0.1,
+    objective: Objective = "operations",
+    minutes: float = 10.0,
+    trials: int | None = None,
+    settings: str | Path | Settings | dict[str, Any] | None = None,
+    energy: str = "cacti-28nm-lop",
+    folder: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Tuned:
+    """Search masks, exits, guards, kept tokens, halting and sharing together (docs/tune.md); `.best.settings` compile.
+
+    `images`, `labels` and `calibration` are as for `calibrate`; `settings` are what the model was trained for. It takes
+    about `minutes`, or exactly the same `trials` each time. With a `folder` every trial is kept there, and settings and
+    the curve are written; `resume` goes on with it. Raises CStepError.
+    """
+    from command.tune_files import write_tuned
+    from command.tuning import held_out_of, tune_held_out
+    from compiler.calibrate.tune import Goal
+    from isa.machine import load_machine
+    from runtime.report.write import make_directory
+
+    target = load_machine(machine) if isinstance(machine, str) else machine
+    goal = Goal(max_loss, objective, minutes, trials, seed)
+    goal.require()
+    held_out = held_out_of(
+        _float_images(example, "example"),
+        None if calibration is None else _float_images(calibration, "calibration"),
+        _float_images(images, "images"),
+        _array(labels, "labels").astype("int64"),
+        (tuple(mean), tuple(std)),
+    )
+    if folder is not None:
+        make_directory(Path(folder))
+    tuned = tune_held_out(
+        model, held_out, target, goal, settings, energy=energy, folder=None if folder is None else Path(folder),
+        resume=resume, workers=workers,
+    )  # fmt: skip
+    if folder is not None:
+        write_tuned(tuned, Path(folder))
+    return tuned
 
 
 def ladder(

@@ -19,6 +19,7 @@ from command.compile import compile_command
 from command.evaluate import eval_command
 from command.export import export_command
 from command.figures import figures_command
+from command.tune import tune_command
 from isa.errors import CStepError, CStepWarning
 
 USER_MISTAKE = 2
@@ -32,6 +33,7 @@ app.command("compile")(compile_command)
 app.command("export")(export_command)
 app.command("check")(check_command)
 app.command("calibrate")(calibrate_command)
+app.command("tune")(tune_command)
 app.command("eval")(eval_command)
 app.command("figures")(figures_command)
 

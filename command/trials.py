@@ -51,21 +51,32 @@ def calibrate_model(
     return calibrate(trials, labels, wanted, settings, progress)
 
 
-def emulator(workers: int | None = None) -> Emulate:
-    """Runs a program on inputs [B, ...], some at a time, sharing off."""
+def emulator(workers: int | None = None, energy: str | None = None) -> Emulate:
+    """Runs a program on inputs [B, ...], some at a time, sharing off.
+
+    With a table of `energy` rows share as the program says, and the outcome has what it costs.
+    """
 
     def emulate(program: Program, inputs: NDArray[np.float32]) -> Outcome:
         from compiler.calibrate.trials import Outcome
         from runtime.interpreter import run
         from runtime.quantise import quantise_input
+        from runtime.report.costs import costs_of
 
         done: list[Outcome] = []
         for start in range(0, len(inputs), AT_ONCE):
             integers = quantise_input(program, inputs[start : start + AT_ONCE])
-            seen = run(program, integers, share=False, workers=workers or cstep.cores())
-            done.append(Outcome(seen.logits, seen.decisions, seen.steps, seen.counters.total("sop_bit")))
-        parts = zip(*((each.logits, each.decisions, each.steps, each.operations) for each in done), strict=True)
-        return Outcome(*(np.concatenate(part) for part in parts))
+            seen = run(program, integers, share=energy is not None, workers=workers or cstep.cores())
+            costs = costs_of(program, seen.counters, energy) if energy is not None else {}
+            done.append(Outcome(seen.logits, seen.decisions, seen.steps, seen.counters.total("sop_bit"), costs))
+        costs = {name: np.concatenate([each.costs[name] for each in done]) for name in done[0].costs}
+        return Outcome(
+            logits=np.concatenate([each.logits for each in done]),
+            decisions=np.concatenate([each.decisions for each in done]),
+            steps=np.concatenate([each.steps for each in done]),
+            operations=np.concatenate([each.operations for each in done]),
+            costs=costs,
+        )
 
     return emulate
 

@@ -39,14 +39,18 @@ def points(lost: int, inputs: int) -> float:
     return 100 * lost / inputs
 
 
-def choose(scores: Scores, early: Right, late: Right, full: Right, rate: float, bound: float) -> Policy:
+def choose(
+    scores: Scores, early: Right, late: Right, full: Right, rate: float, bound: float | Sequence[float]
+) -> Policy:
     """The lowest thresholds that let at most `rate` of the inputs that reach an exit leave, and lose at most `bound`.
 
     `scores` [B, E] and `early` [B, E] (whether the logits there are right) of exits in their order; `late` [B] is
     whether inputs that never exit are right, `full` [B] whether the full network has them right. Each exit's threshold
-    starts at the (1 - rate) quantile and is raised until full - mixed accuracy is at most `bound` points.
+    starts at the (1 - rate) quantile and is raised until full - mixed accuracy is at most `bound` points: one bound, or
+    one an exit, of what it and those before it lose.
     """
     count, exits = scores.shape
+    bounds = [bound] * exits if isinstance(bound, int | float) else bound
     taken = np.full(count, exits)
     thresholds: list[float | None] = []
     lost = int(full.sum()) - int(late.sum())
@@ -55,7 +59,7 @@ def choose(scores: Scores, early: Right, late: Right, full: Right, rate: float, 
         order = here[np.argsort(-scores[here, number], kind="stable")]
         ranked = scores[order, number]
         after = lost + np.concatenate([[0], np.cumsum(late[order].astype(int) - early[order, number])])
-        leave = _most(ranked, after, int(rate * len(here)), bound * count / 100)
+        leave = _most(ranked, after, int(rate * len(here)), bounds[number] * count / 100)
         thresholds.append(_between(ranked, leave))
         taken[order[:leave]] = number
         lost = int(after[leave])

@@ -5,8 +5,8 @@ The compiler does not know the emulator; whoever calibrates hands it a function 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -36,6 +36,8 @@ class Outcome:
     """[B]: timesteps run."""
     operations: NDArray[np.int64]
     """[B]: accumulations, sharing off."""
+    costs: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    """[B] each: what the run costs by name, where whoever runs it was asked for that."""
 
 
 Emulate = Callable[[Program, NDArray[np.float32]], Outcome]
@@ -50,10 +52,14 @@ class Trials:
     machine: Machine
     inputs: NDArray[np.float32]
     emulate: Emulate
+    calibration: NDArray[np.float32] | None = None
+    """Inputs that passes may look at."""
 
     def program(self, parts: Parts, schedule: str = "layers", hoist: bool = True) -> Program:
         """The program with these passes."""
-        return compile_integer(self.integer, self.machine, parts, schedule, hoist=hoist).program
+        return compile_integer(
+            self.integer, self.machine, parts, schedule, hoist=hoist, calibration=self.calibration
+        ).program
 
     def run(self, parts: Parts) -> Outcome:
         """What it gives."""

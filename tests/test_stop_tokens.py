@@ -14,10 +14,11 @@ from families import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from integer import STEPS, TO_INTEGERS, integer_module, resized
+from lossy import exits_of, masks_of, passes_of
 from models import digits, one_thread
 from numpy.typing import NDArray
-from stepwise import Stepwise, Stop
-from stopped import BLOCKS, SCORES, Where, assert_stops, check_scale, stop
+from stepwise import Guard, Stepwise, Stop
+from stopped import BLOCKS, SCORES, Where, assert_stops, assert_stops_beside, check_scale, stop
 from torch import Tensor
 
 from compiler.calibrate.ranges import image_scale
@@ -257,3 +258,38 @@ def test_a_trained_model_stops_tokens_as_the_reference_says() -> None:
     ]
     stopped, stops = stop(network, where, ["0.75", "0.5"])
     assert_stops(Stepwise(network, stops=stops), stopped, images)
+
+
+BESIDE = ("masks", "rows", "columns", "both", "exits", "together")
+
+
+def beside(name: str, variant: str, count: int, schedules: Sequence[str], score: str = "paper") -> set[int]:
+    """Tokens that stop beside other lossy passes; after how many timesteps inputs left."""
+    network, inputs = integer_module(name), FAMILIES[name].inputs(count, seed=3, steps=STEPS)
+    together = variant == "together"
+    masks = masks_of(network, len(name)) if variant == "masks" or together else {}
+    mode = "both" if together else variant
+    guard = Guard(mode, 2, 0 if together else 1) if mode in ("rows", "columns", "both") else None
+    _, stops = stop(network, BLOCKS[name], ["0.5"], score)
+    leaves = variant == "exits" or together
+    exits = exits_of(network, inputs, "lightsoftmax", guard, masks, stops) if leaves else None
+    stopped = network
+    for each in parse_passes(passes_of(masks, guard, exits, f"stop-tokens{{keep=0.5 score={score} seed=3}}")):
+        stopped = each.apply(stopped)
+        stopped.verify()
+    return assert_stops_beside(Stepwise(network, masks, guard, exits, stops), stopped, inputs, schedules, 1e-9)
+
+
+@pytest.mark.parametrize("variant", BESIDE)
+@pytest.mark.parametrize("name", ["spikformer-cifar", "spikingformer-events", "sdt-v1"])
+def test_tokens_stop_beside_other_lossy_passes(name: str, variant: str) -> None:
+    left = beside(name, variant, 4, ["windows" if variant in ("both", "exits") else "layers"])
+    assert left
+
+
+@pytest.mark.slow
+@FAMILY
+@pytest.mark.parametrize("score", ["paper", "random"])
+@pytest.mark.parametrize("variant", BESIDE)
+def test_tokens_stop_beside_other_lossy_passes_on_every_family(name: str, variant: str, score: str) -> None:
+    assert beside(name, variant, 40, ["layers", "windows"], score)

@@ -35,7 +35,7 @@ def cosines(dot: Integers, own: Integers, other: Integers) -> Integers:
     The root is cut to 2^-15 where the product is below 2^32, else to whole numbers: 16 bits and more of it count.
     """
     product = np.maximum(own * other, 0)
-    more = np.where(product < 1 << ROOT_BITS, ROOT_BITS // 2 - 1, 0)
+    more = np.where(product < 1 << ROOT_BITS, ROOT_BITS // 2 - 1, 0).astype(np.int64)
     length = roots(product << 2 * more)
     found = np.minimum((np.abs(dot) << COSINE_BITS + more) // np.maximum(length, 1), 1 << COSINE_BITS)
     return np.where(length > 0, np.sign(dot) * found, 0)

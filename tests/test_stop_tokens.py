@@ -28,7 +28,7 @@ from compiler.ir.network import Network
 from compiler.ir.types import Element, Train
 from compiler.passes.stop_tokens import StopTokens, change_scale, drop_of
 from compiler.pipeline import parse_passes
-from isa.errors import CStepWarning
+from isa.errors import CStepError, CStepWarning
 
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 SCORE = pytest.mark.parametrize("score", SCORES)
@@ -263,11 +263,20 @@ def test_a_trained_model_stops_tokens_as_the_reference_says() -> None:
 BESIDE = ("masks", "rows", "columns", "both", "exits", "together")
 
 
-def beside(name: str, variant: str, count: int, schedules: Sequence[str], score: str = "paper") -> set[int]:
+def masks_inside(name: str) -> dict[str, str]:
+    """Masks of the blocks' own neurons only: what enters a block has every timestep."""
+    parts = tuple(part for block in BLOCKS[name] for part in block.parts)
+    return {label: mask for label, mask in masks_of(integer_module(name), len(name)).items() if label.startswith(parts)}
+
+
+def beside(
+    name: str, variant: str, count: int, schedules: Sequence[str], score: str = "paper", inside: bool = False
+) -> set[int]:
     """Tokens that stop beside other lossy passes; after how many timesteps inputs left."""
     network, inputs = integer_module(name), FAMILIES[name].inputs(count, seed=3, steps=STEPS)
     together = variant == "together"
-    masks = masks_of(network, len(name)) if variant == "masks" or together else {}
+    masks = masks_inside(name) if inside else masks_of(network, len(name))
+    masks = masks if variant == "masks" or together else {}
     mode = "both" if together else variant
     guard = Guard(mode, 2, 0 if together else 1) if mode in ("rows", "columns", "both") else None
     _, stops = stop(network, BLOCKS[name], ["0.5"], score)
@@ -292,4 +301,14 @@ def test_tokens_stop_beside_other_lossy_passes(name: str, variant: str) -> None:
 @pytest.mark.parametrize("score", ["paper", "random"])
 @pytest.mark.parametrize("variant", BESIDE)
 def test_tokens_stop_beside_other_lossy_passes_on_every_family(name: str, variant: str, score: str) -> None:
-    assert beside(name, variant, 40, ["layers", "windows"], score)
+    assert beside(name, variant, 40, ["layers", "windows"], score, inside=True)
+
+
+def test_what_ends_before_the_block_behind_it_cannot_be_scored() -> None:
+    """All that enters is masked from timestep 1 on, but biases let neurons of the block go on."""
+    network = integer_module("spikformer-imagenet")
+    masked = network
+    for each in parse_passes(passes_of(masks_of(network, len("spikformer-imagenet")), None, None)):
+        masked = each.apply(masked)
+    with pytest.raises(CStepError, match=r"^block\.0\.attn\.attn_lif .*: has T=4; tokens are left out of T=1$"):
+        StopTokens().apply(masked)

@@ -48,7 +48,7 @@ def test_an_address_is_encoded_in_units_of_its_alignment(kind: type[Instruction]
     last = (1 << spec.bits) - spec.align
     assert width_of(spec) == spec.bits - (spec.align - 1).bit_length()
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(instructions(kind), st.integers(0, last // spec.align) | st.just(last // spec.align))
     def multiples(instruction: Instruction, quotient: int) -> None:
         each = replace(instruction, **{name: quotient * spec.align})
@@ -60,7 +60,7 @@ def test_an_address_is_encoded_in_units_of_its_alignment(kind: type[Instruction]
         assert decode(word) == each
         assert assemble(disassemble(each)) == (each,)
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(instructions(kind), st.integers(0, last // spec.align), st.integers(1, spec.align - 1))
     def others(instruction: Instruction, quotient: int, over: int) -> None:
         wrong = quotient * spec.align + over

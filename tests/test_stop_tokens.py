@@ -70,7 +70,7 @@ def test_every_score_is_the_reference(name: str, score: str) -> None:
 @pytest.mark.parametrize("keep", ["0", "0.05", "0.95"])
 @pytest.mark.parametrize("name", ["spikformer-cifar", "sdt-v3-events"])
 def test_none_one_or_nearly_all_are_kept(name: str, keep: str) -> None:
-    check(name, [keep], kernel=1)
+    check(name, [keep], kernel=1, both=False)
 
 
 @pytest.mark.parametrize("keep", [["1", "0.5"], ["0.25", "1"], ["0.9", "0.2"]])
@@ -92,7 +92,7 @@ def test_module_and_programs_are_the_reference_on_200_inputs(name: str, score: s
     check(name, ["0.6"], score, kernel=3 if score == "paper" else 7, count=200)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pixels=st.sampled_from([(4, 4), (4, 12), (12, 4), (12, 12), (20, 12), (20, 28)]),
     steps=st.integers(1, 5),
@@ -121,7 +121,7 @@ KINDS = {
 }  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_values_are_scored_as_the_reference_does(data: st.DataObject) -> None:
     """Trains of every kind, dense and sparse, so that many tokens are equal."""

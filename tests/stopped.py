@@ -12,6 +12,7 @@ from exact import program_of
 from numpy.typing import NDArray
 from stepwise import Stepwise, Stop
 
+from compiler.comparable import Scope
 from compiler.ir import spike
 from compiler.ir.meaning import Executor, Run
 from compiler.ir.network import Network
@@ -162,6 +163,40 @@ def assert_stops(
                 its = {"currents": result.currents[layer][index], "spikes": result.spikes[layer][index]}
                 _assert_kept(reference, label, seen, its)
     return float(np.mean(shares)) if shares else 1.0
+
+
+def assert_stops_beside(
+    reference: Stepwise, network: Network, inputs: NDArray[np.float32], schedules: Sequence[str], near: float = 0
+) -> set[int]:
+    """As `assert_stops`, with guards, masks and exits beside; after how many timesteps inputs left.
+
+    Programs are compared with the module in what they compute: not what a guard silences, nor tokens left out.
+    """
+    executor, machine, scope, left = Executor(network), load_machine("c-step"), Scope.of(network), set[int]()
+    programs = [program_of(network, inputs.shape[-3], schedule, machine) for schedule in schedules]
+    emulated = [(run(made, quantise_input(made, inputs), observe=True), labels) for made, labels in programs]
+    for index, x in enumerate(inputs):
+        expected, exits = reference.run(x), reference.exits
+        if exits and any(abs(c - tau) < near for c, tau in zip(expected.confidences, exits.tau, strict=False)):
+            continue
+        left.add(expected.steps)
+        seen = executor.run(x)
+        assert (seen.steps or reference.total) == expected.steps
+        assert np.array_equal(seen.output, expected.logits)
+        for label, current in seen.currents.items():
+            own = np.stack([step.numpy() for step in expected.currents[label]])
+            rows = current.reshape(-1, *own.shape[1:])
+            steps = min(len(rows), len(own))
+            assert np.array_equal(rows[:steps], own[:steps]), label
+        for result, labels in emulated:
+            assert np.array_equal(result.logits[index], expected.logits)
+            assert result.steps[index] == expected.steps
+            assert result.currents is not None and set(seen.currents) == set(labels.values())
+            for layer, label in labels.items():
+                its = result.currents[layer][index]
+                mine, found = scope.both(label, seen, seen.currents[label], its, None)
+                assert mine.size and np.array_equal(mine, found), label
+    return left
 
 
 def _assert_kept(reference: Stepwise, label: str, seen: Run, its: dict[str, NDArray[np.int64]]) -> None:

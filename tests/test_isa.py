@@ -17,7 +17,7 @@ from isa.instructions import Accumulate, Add, Decide, Dilate, End, Exit, Fire, L
 from isa.manual import manual
 from isa.ordering import check_order
 from isa.text import assemble, assemble_program, disassemble, disassemble_program
-from isa.word import Criterion, Instruction, Region, Traffic, Unit, decode, encode
+from isa.word import Address, Criterion, Instruction, Region, Traffic, Unit, decode, encode, width_of
 from tests.programs import copy, fire, instructions, load, small_code, small_program, window
 
 KINDS = [Instruction.registry[opcode] for opcode in sorted(Instruction.registry)]
@@ -35,6 +35,48 @@ def test_words_and_text_round_trip(kind: type[Instruction]) -> None:
         assert assemble(line) == (instruction,)
 
     round_trip()
+
+
+ALIGNED = [(kind, name) for kind in KINDS for name, spec in kind.layout if isinstance(spec, Address) and spec.align > 1]
+
+
+@pytest.mark.parametrize(("kind", "name"), ALIGNED, ids=[f"{kind.mnemonic}-{name}" for kind, name in ALIGNED])
+def test_an_address_is_encoded_in_units_of_its_alignment(kind: type[Instruction], name: str) -> None:
+    """Every multiple comes back, up to the largest that the field's bits can say; all else is refused by name."""
+    spec = kind.specs[name]
+    assert isinstance(spec, Address)
+    last = (1 << spec.bits) - spec.align
+    assert width_of(spec) == spec.bits - (spec.align - 1).bit_length()
+
+    @settings(max_examples=8, deadline=None)
+    @given(instructions(kind), st.integers(0, last // spec.align) | st.just(last // spec.align))
+    def multiples(instruction: Instruction, quotient: int) -> None:
+        each = replace(instruction, **{name: quotient * spec.align})
+        try:
+            each.check()  # some kinds ask for more, or for addresses apart
+        except CStepError:
+            return
+        word = encode(each)
+        assert decode(word) == each
+        assert assemble(disassemble(each)) == (each,)
+
+    @settings(max_examples=8, deadline=None)
+    @given(instructions(kind), st.integers(0, last // spec.align), st.integers(1, spec.align - 1))
+    def others(instruction: Instruction, quotient: int, over: int) -> None:
+        wrong = quotient * spec.align + over
+        message = f"^{kind.mnemonic}: {name}={wrong} must be a multiple of {spec.align}$"
+        with pytest.raises(CStepError, match=message):
+            encode(replace(instruction, **{name: wrong}))
+
+    multiples()
+    others()
+    with pytest.raises(CStepError, match=f"^{kind.mnemonic}: {name}={1 << spec.bits} does not fit {spec.bits} bits"):
+        encode(replace(instructions_of(kind), **{name: 1 << spec.bits}))
+
+
+def instructions_of(kind: type[Instruction]) -> Instruction:
+    """The least instruction of a kind; its fields may contradict each other."""
+    return kind(**{name: getattr(spec, "lowest", 0) for name, spec in kind.layout})
 
 
 def test_the_text_of_a_program_gives_it_back() -> None:

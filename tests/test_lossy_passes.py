@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -12,12 +11,12 @@ import torch
 from exact import program_of
 from families import FAMILIES
 from integer import STEPS, integer_module
+from lossy import NEAR, exits_of, masks_of, passes_of
 from models import one_thread
 from numpy.typing import NDArray
-from stepwise import Exits, Guard, Result, Stepwise, confidence
+from stepwise import Guard, Result, Stepwise, confidence
 
 from compiler.ir.meaning import NEURONS, Executor
-from compiler.ir.network import Network
 from compiler.pipeline import parse_passes
 from isa.errors import CStepWarning
 from isa.logarithms import LOG_BITS, POWER_BITS, certainty, largest_probability
@@ -27,8 +26,6 @@ from runtime.interpreter import quantise_input, run
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 VARIANTS = ("masked", "exited", "rows", "columns", "both", "together")
 VARIANT = pytest.mark.parametrize("variant", VARIANTS)
-NEAR = {"lightsoftmax": 1e-9, "softmax": 0.02, "entropy": 0.02}
-"""How near a confidence may come to tau before rounding, or the coarse tables, may decide the other way."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,30 +33,6 @@ def single() -> Iterator[None]:
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CStepWarning)
         yield
-
-
-def masks_of(network: Network, seed: int) -> dict[str, str]:
-    """A mask for two layers in three, the last one left alone: logits are sums over all timesteps."""
-    draw = random.Random(seed)
-    labels = [op.label for op in network.operations() if isinstance(op, NEURONS)]
-    return {
-        label: draw.choice(["1110", "1110", "1100", "1100", "1000", "1010", "0110", "0000"])
-        for label in labels[:-1]
-        if draw.random() < 2 / 3
-    }
-
-
-def exits_of(
-    network: Network, inputs: NDArray[np.float32], criterion: str, guard: Guard | None, masks: Mapping[str, str]
-) -> Exits:
-    """Exits after 1 and 3 timesteps, at which some of the inputs leave and some stay, where they differ at all."""
-    undecided = Stepwise(network, masks, guard, Exits((1, 3), (1.0, 1.0), criterion, 0.5))
-    seen = np.sort(np.array([undecided.run(x).confidences for x in inputs[:8]]), axis=0)
-    widest = np.diff(seen, axis=0).argmax(axis=0)
-    low, high = (np.take_along_axis(seen, (widest + each)[None], axis=0)[0] for each in (0, 1))
-    between = np.where(high - low > 4 * NEAR[criterion], (low + high) / 2, 0.9 * low)
-    first, second = np.clip(between, 0.001, 0.999)
-    return Exits((1, 3), (float(first), float(second)), criterion, 0.5)
 
 
 class Case:
@@ -75,7 +48,7 @@ class Case:
         exits = exits_of(network, inputs, criterion, guard, masks) if leaves else None
         self.reference = Stepwise(network, masks, guard, exits)
         self.network = network
-        for each in parse_passes(_passes(masks, guard, exits)):
+        for each in parse_passes(passes_of(masks, guard, exits)):
             self.network = each.apply(self.network)
             self.network.verify()
         self.near = NEAR[criterion]
@@ -85,19 +58,6 @@ class Case:
         if exits is None:
             return False
         return any(abs(c - tau) < self.near for c, tau in zip(expected.confidences, exits.tau, strict=False))
-
-
-def _passes(masks: Mapping[str, str], guard: Guard | None, exits: Exits | None) -> str:
-    """The pipeline of what a reference was asked for."""
-    given = ",".join(f'"{label}={mask}"' for label, mask in masks.items())
-    parts = [f"set-timesteps{{masks={given}}}"] if masks else []
-    parts += ["mask-timesteps", "hoist-invariant"]
-    if guard:
-        parts.append(f"guard-channels{{mode={guard.mode} after={guard.after} threshold={guard.threshold}}}")
-    if exits:
-        after, tau = (",".join(map(repr, each)) for each in (exits.after, exits.tau))
-        parts.append(f"insert-exits{{after={after} criterion={exits.criterion} tau={tau} variance={exits.variance}}}")
-    return ",".join(parts)
 
 
 def assert_same(case: Case, inputs: NDArray[np.float32], schedules: Sequence[str] = ()) -> set[int]:
@@ -172,7 +132,7 @@ def test_masks_on_all_layers_leave_the_exits_their_timesteps() -> None:
     case = Case("spikformer-cifar", "", inputs)
     exits = exits_of(network, inputs, "lightsoftmax", None, masks)
     case.reference = Stepwise(network, masks, None, exits)
-    for each in parse_passes(_passes(masks, None, exits)):
+    for each in parse_passes(passes_of(masks, None, exits)):
         network = each.apply(network)
     case.network = network
     assert len(assert_same(case, inputs, ["layers", "windows"])) > 1

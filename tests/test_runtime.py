@@ -65,7 +65,7 @@ def test_families_agree_on_one_instruction(unit: Unit) -> None:
 
 @pytest.mark.parametrize("unit", KEPT)
 def test_families_agree_on_kept_tokens(unit: Unit) -> None:
-    @settings(MANY, max_examples=200)
+    @settings(MANY, max_examples=100)
     @given(KEPT[unit], MACHINES, st.integers(0, 99), st.sampled_from(DENSITIES), st.booleans())
     def agree(code: list[Instruction], machine: Machine, seed: int, density: float, share: bool) -> None:
         assume(all(fits(each) for each in code))

@@ -1,4 +1,4 @@
-"""What it costs to decide at run time: exits, early counts, channel masks, and membranes that leave the chip.
+"""What it costs to decide at run time: exits, early counts, channel masks, tokens, and membranes that leave the chip.
 
 All of it is charged already, in the figures of the whole run; here it stands by itself.
 """
@@ -34,6 +34,7 @@ LINES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("exit decisions", "operations", "compares, additions and look-ups over the logits at exit points", DECISIONS),
     ("early counts", "operations", "spikes looked at to count a channel's early ones", ("guard_counts",)),
     ("mask building", "operations", "counts of channels compared with the guard's threshold", ("guard_compares",)),
+    ("token choice", "operations", "scores of tokens, halting and their compares", ("token_scores",)),
     ("channel buffer", "bytes", "early counts and channel masks, written and read", ("channel_buffer_bytes",)),
     ("membrane spill", "bytes", "membranes stored and loaded between windows or segments", ("dram_membrane_bytes",)),
 )

@@ -298,6 +298,20 @@ def test_energy_is_counts_times_table(name: str) -> None:
     assert table.leaves_out and all(entry.source for entry in table.entries)
 
 
+SUMMED = {"sop_dense", "sop_bit", "sop_value", "common", "sop_union", "merges", "copies"}
+"""What would be done otherwise, or is part of sop_hw."""
+LEFT_OUT = {"pool_taps": "pooling", "gates": "gates", "neuron_updates": "neuron updates"}
+
+
+@pytest.mark.parametrize("name", energy_tables())
+def test_every_operation_has_a_price_or_is_said_to_be_left_out(name: str) -> None:
+    table = energy_table(name)
+    priced = {counter for entry in table.entries for counter in entry.counters}
+    for counter in COUNTERS:
+        if counter.unit in ("operations", "bits") and counter.name not in priced | SUMMED:
+            assert LEFT_OUT[counter.name] in table.leaves_out, counter.name
+
+
 def test_counters_of_a_record_add_up() -> None:
     """Counting by hand over the records of a run gives the same totals."""
     program = small_program()

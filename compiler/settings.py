@@ -31,6 +31,7 @@ from compiler.passes.insert_exits import MOST_VARIANCE, NEVER
 from compiler.pipeline import DEFAULT_PASSES
 from isa.errors import CStepError
 from isa.files import read_text, write_whole
+from isa.machine import SharingMode
 
 SCHEMA = "cstep-settings/1"
 LOWERING, MASKING, HOISTING = "lower-to-cstep", "mask-timesteps,", "hoist-invariant,"
@@ -50,7 +51,7 @@ def _as_tuple(value: Any) -> Any:
 Criterion = Literal["lightsoftmax", "softmax", "entropy"]
 GuardMode = Literal["rows", "columns", "both"]
 Score = Literal["paper", "spatial", "temporal", "code", "random"]
-Mode = Literal["none", "pair", "group4", "group8", "match", "prefix", "forest"]
+Mode = Literal["none", SharingMode]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]
 Several = BeforeValidator(_as_tuple)

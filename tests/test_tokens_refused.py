@@ -223,7 +223,7 @@ def twice(network: Network) -> Network:
         (stops(score="best"), "stop-tokens: score=best; it must be one of paper, spatial, temporal, code, random"),
         (stops(kernel=2), "stop-tokens: kernel=2; it must be one of 1, 3, 5, 7"),
         (stops(kernel=9), "stop-tokens: kernel=9; it must be one of 1, 3, 5, 7"),
-        (twice, "stop-tokens: the network leaves tokens out already; give all shares at once"),
+        (twice, "stop-tokens: the network leaves tokens out already; there can be one such pass"),
     ],
 )
 def test_the_pass_refuses(apply: Callable[[Network], Network], message: str) -> None:

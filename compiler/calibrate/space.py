@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from compiler.calibrate.timesteps import average_timesteps, longest_train, prefix
 from compiler.ir.meaning import NEURONS
@@ -34,7 +34,7 @@ MOST_EXITS = 3
 THRESHOLDS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 NOTCH = 1 / 8
 """Of the tokens of a block."""
-SCORES: tuple[Score, ...] = ("paper", "spatial", "temporal", "code")
+SCORES: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "random")
 GUARDS: tuple[GuardMode, ...] = ("both", "rows", "columns")
 EPSILONS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -19,6 +19,8 @@ from compiler.ir.types import Element, Shaped, Train
 from isa.scores import WEIGHT_BITS
 
 SCORES = ("paper", "spatial", "temporal", "code")
+KERNELS = (1, 3, 5, 7)
+"""Sides of a neighbourhood."""
 GIVES = ("score", "rest", "whole")
 HALTING = Element.fixed(16, WEIGHT_BITS)
 """What a halting state holds: totals and weights, 1 being 2^14."""
@@ -65,7 +67,7 @@ class KeepTokens(SpikeOperation):
         require(kind.element.is_count or kind.element.is_fixed, self, f"scores {kind}; spikes, counts or a stream")
         require(prod(shape) == tokens, self, f"rows x columns = {shape[0]}x{shape[1]}; there are {tokens} tokens")
         require(0 <= keep <= tokens, self, f"keep={keep}; it must be in 0..{tokens}")
-        require(self.get("kernel") in (1, 3, 5, 7), self, f"kernel={self.get('kernel')}; it must be 1, 3, 5 or 7")
+        require(self.get("kernel") in KERNELS, self, f"kernel={self.get('kernel')}; it must be 1, 3, 5 or 7")
         require(score in SCORES, self, f"score={score}; it must be one of {', '.join(SCORES)}")
 
 

@@ -15,7 +15,8 @@ from xdsl.ir import SSAValue
 from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.spike import SpikeOperation
-from compiler.ir.types import shaped
+from compiler.ir.types import Element, Train, shaped
+from compiler.passes.rewriting import emitter, insert_behind, refuse, remake, replace_op
 from isa.errors import CStepError
 
 ENDS = (spike.IntegerLif, spike.IntegerLevel, spike.Rescale)
@@ -68,6 +69,33 @@ def blocks_of(network: Network) -> list[Block]:
             "residual branches leave each token by itself"
         )
     return blocks
+
+
+def blocks_to_thin(network: Network, name: str) -> list[Block]:
+    """The blocks, for a pass of that name that leaves tokens out of them; there is one such pass in a network.
+
+    Raises CStepError for a network that has no blocks, or whose tokens are left out already.
+    """
+    if any(isinstance(op, spike.KeepTokens | spike.GivenTokens | spike.Halt) for op in network.operations()):
+        raise CStepError(f"{name}: the network leaves tokens out already; there can be one such pass")
+    try:
+        return blocks_of(network)
+    except CStepError as error:
+        raise CStepError(f"{name}: {error}") from None
+
+
+def keep_in(block: Block, kept: SSAValue) -> None:
+    """Give the ends of a block a kept train, cut to their timesteps."""
+    steps = shaped(kept.type).steps or 0
+    shorter: dict[int, SSAValue] = {steps: kept}
+    for op in block.ends:
+        own = op.result_type.steps
+        if own is None or own > steps:
+            raise refuse(op, f"has {'no time' if own is None else f'T={own}'}; tokens are left out of T={steps}")
+        if own not in shorter:
+            cut = Train.of(own, shaped(kept.type).sizes, Element.spike())
+            shorter[own] = insert_behind(kept, spike.Truncate.make(kept, result=cut, hint=f"{block.name}.kept.{own}"))
+        replace_op(op, emitter(op)(remake(op, [op.operands[0], shorter[own]], op.result_type)))
 
 
 def base(value: SSAValue) -> SSAValue:

@@ -16,10 +16,9 @@ from compiler.ir.network import Network
 from compiler.ir.spike import SpikeOperation
 from compiler.ir.token_ops import HALTING
 from compiler.ir.types import Element, Shaped, Tensor, Train, shaped
-from compiler.passes.blocks import Block, blocks_of
+from compiler.passes.blocks import Block, blocks_to_thin, keep_in
 from compiler.passes.network_pass import Keeps, NetworkPass
-from compiler.passes.rewriting import Real, emitter, erase_unread, only_user, refuse, users, weight_of
-from compiler.passes.stop_tokens import keep_in
+from compiler.passes.rewriting import Real, emitter, erase_unread, insert_behind, only_user, refuse, users, weight_of
 from isa.epsilon import limit_of
 from isa.errors import CStepError
 from isa.scores import WEIGHT_BITS
@@ -83,12 +82,7 @@ class HaltTokens(NetworkPass):
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
-        if any(isinstance(op, spike.KeepTokens | spike.GivenTokens | spike.Halt) for op in network.operations()):
-            raise CStepError("halt-tokens: the network leaves tokens out already; halting comes alone")
-        try:
-            blocks = blocks_of(network)
-        except CStepError as error:
-            raise CStepError(f"halt-tokens: {error}") from None
+        blocks = blocks_to_thin(network, self.name)
         for block in blocks:
             if not block.is_whole:
                 raise CStepError(
@@ -132,10 +126,7 @@ class HaltTokens(NetworkPass):
             hint=f"{block.name}.halt", multiplier=multiplier, divisor=divisor,
             bias=round(TABLE_STEPS * self.beta) + TABLE_ZERO, limit=limit_of(self.epsilon), gives=gives,
         )  # fmt: skip
-        parent = maker.parent_block()
-        assert parent is not None
-        parent.insert_op_after(op, maker)
-        return op.results[0]
+        return insert_behind(block.exit, op)
 
     def _scale(self, kind: Shaped) -> tuple[int, int]:
         """Multiplier and divisor that bring x into entries of the table."""

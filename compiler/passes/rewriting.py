@@ -32,6 +32,16 @@ def emitter(before: spike.SpikeOperation) -> Emit:
     return emit
 
 
+def insert_behind(value: SSAValue, op: spike.SpikeOperation) -> SSAValue:
+    """Insert an op right behind what makes `value`; its result."""
+    maker = value.owner
+    assert isinstance(maker, spike.SpikeOperation)
+    block = maker.parent_block()
+    assert block is not None
+    block.insert_op_after(op, maker)
+    return op.results[0]
+
+
 def erase(*ops: Operation) -> None:
     for op in ops:
         op.detach()

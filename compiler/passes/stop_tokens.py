@@ -11,17 +11,15 @@ from xdsl.ir import SSAValue
 
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.ir.spike import SpikeOperation
-from compiler.ir.token_ops import SCORES
+from compiler.ir.token_ops import KERNELS, SCORES
 from compiler.ir.types import Element, Shaped, Train, shaped
-from compiler.passes.blocks import Block, blocks_of
+from compiler.passes.blocks import Block, blocks_to_thin, keep_in
 from compiler.passes.network_pass import Keeps, NetworkPass
-from compiler.passes.rewriting import emitter, refuse, remake, replace_op
+from compiler.passes.rewriting import emitter, refuse
 from isa.errors import CStepError
 from isa.scores import E_TO_TWO
 
 RANDOM = "random"
-KERNELS = (1, 3, 5, 7)
 MULTIPLIER_BITS, MOST_DIVISOR = 16, 40
 MOST_SUM = (1 << 31) - 1
 
@@ -69,12 +67,7 @@ class StopTokens(NetworkPass):
 
     def apply(self, network: Network) -> Network:
         network = network.clone()
-        if any(isinstance(op, spike.KeepTokens | spike.GivenTokens | spike.Halt) for op in network.operations()):
-            raise CStepError("stop-tokens: the network leaves tokens out already; give all shares at once")
-        try:
-            blocks = blocks_of(network)
-        except CStepError as error:
-            raise CStepError(f"stop-tokens: {error}") from None
+        blocks = blocks_to_thin(network, self.name)
         if len(self.keep) not in (1, len(blocks)):
             names = ", ".join(block.name for block in blocks)
             raise CStepError(
@@ -111,29 +104,6 @@ class StopTokens(NetworkPass):
         )  # fmt: skip
 
 
-def keep_in(block: Block, kept: SSAValue) -> None:
-    """Give the ends of a block a kept train, cut to their timesteps."""
-    steps = shaped(kept.type).steps or 0
-    shorter: dict[int, SSAValue] = {steps: kept}
-    for op in block.ends:
-        own = op.result_type.steps
-        if own is None or own > steps:
-            raise refuse(op, f"has {'no time' if own is None else f'T={own}'}; tokens are left out of T={steps}")
-        if own not in shorter:
-            cut = Train.of(own, shaped(kept.type).sizes, Element.spike())
-            shorter[own] = _behind(kept, spike.Truncate.make(kept, result=cut, hint=f"{block.name}.kept.{own}"))
-        replace_op(op, emitter(op)(remake(op, [op.operands[0], shorter[own]], op.result_type)))
-
-
-def _behind(value: SSAValue, op: SpikeOperation) -> SSAValue:
-    maker = value.owner
-    assert isinstance(maker, SpikeOperation)
-    block = maker.parent_block()
-    assert block is not None
-    block.insert_op_after(op, maker)
-    return op.results[0]
-
-
 def drop_of(kind: Shaped, kernel: int, score: str) -> int:
     """How far values are shifted right so that every sum of a score fits int32. Raises CStepError for 15 and more."""
     largest = max(map(abs, kind.element.bounds))
@@ -152,4 +122,4 @@ def change_scale(kind: Shaped, drop: int) -> tuple[int, int]:
     return min(round(factor * 2**divisor), (1 << MULTIPLIER_BITS) - 1), divisor
 
 
-__all__ = ["RANDOM", "StopTokens", "change_scale", "drop_of", "keep_in"]
+__all__ = ["RANDOM", "StopTokens", "change_scale", "drop_of"]

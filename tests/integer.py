@@ -17,9 +17,11 @@ TO_INTEGERS = DEFAULT_PASSES.partition(",mask-timesteps")[0]
 
 
 @cache
-def integer_module(name: str, steps: int = STEPS, pixels: tuple[int, int] | None = None) -> Network:
-    """A small model of a family, quantised; of images of another size where that is given."""
-    family = resized(name, pixels)
+def integer_module(
+    name: str, steps: int = STEPS, pixels: tuple[int, int] | None = None, depths: int | None = None
+) -> Network:
+    """A small model of a family, quantised; of images of another size, and with more blocks, where that is given."""
+    family = changed(name, pixels, depths)
     calibration = family.inputs(LEAST_IMAGES, steps=steps)
     network = import_model(family.build(steps), family.example(steps))
     for each in parse_passes(TO_INTEGERS.replace("SCALE", repr(image_scale(calibration))).replace("BITS", "24")):
@@ -27,6 +29,8 @@ def integer_module(name: str, steps: int = STEPS, pixels: tuple[int, int] | None
     return network
 
 
-def resized(name: str, pixels: tuple[int, int] | None) -> SmallFamily:
+def changed(name: str, pixels: tuple[int, int] | None = None, depths: int | None = None) -> SmallFamily:
+    """The family with images of another size, or with so many blocks."""
     family = FAMILIES[name]
-    return replace(family, size=(family.size[0], *pixels)) if pixels else family
+    size = (family.size[0], *pixels) if pixels else family.size
+    return replace(family, size=size, arguments={**family.arguments, **({"depths": depths} if depths else {})})

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from stepwise import Exits, Guard, Stepwise, Stop
+from stepwise import Exits, Guard, Stepwise
+from token_rules import Halting, Stop
 
 from compiler.ir.meaning import NEURONS
 from compiler.ir.network import Network
@@ -34,9 +35,10 @@ def exits_of(
     guard: Guard | None,
     masks: Mapping[str, str],
     stops: Sequence[Stop] = (),
+    halting: Halting | None = None,
 ) -> Exits:
     """Exits after 1 and 3 timesteps, at which some of the inputs leave and some stay, where they differ at all."""
-    undecided = Stepwise(network, masks, guard, Exits((1, 3), (1.0, 1.0), criterion, 0.5), stops)
+    undecided = Stepwise(network, masks, guard, Exits((1, 3), (1.0, 1.0), criterion, 0.5), stops, halting)
     seen = np.sort(np.array([undecided.run(x).confidences for x in inputs[:8]]), axis=0)
     widest = np.diff(seen, axis=0).argmax(axis=0)
     low, high = (np.take_along_axis(seen, (widest + each)[None], axis=0)[0] for each in (0, 1))

@@ -1,8 +1,8 @@
-"""A plain reference of masked, guarded, exited and token-stopped networks: torch, one timestep after another.
+"""A plain reference of masked, guarded, exited, token-stopped and halting networks: torch, timestep after timestep.
 
 It takes the integer module as it is before any pass on time, and what is asked for in plain words; it knows neither the
 ops of compiler/ir/time_ops.py and token_ops.py nor what computes or makes them. Integers are carried in float64, exact
-below 2^53; scores of tokens are Python's own integers.
+below 2^53. What it does with tokens is in token_rules.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import e, isqrt, log, log2, prod
+from math import log
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from token_rules import TOKENWISE, Halted, Halting, Stop, half_up
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,10 +23,7 @@ from compiler.ir import spike
 from compiler.ir.network import Network
 from compiler.ir.spike import SpikeOperation
 
-Array = NDArray[np.float64]
 WEIGHTED = (spike.Conv, spike.Linear)
-TOKENWISE = (spike.IntegerLif, spike.IntegerLevel, spike.Rescale)
-Sums = tuple[int, int, int, int]
 TO_LOGITS = (spike.Align, spike.Add, spike.SumTime, spike.Reshape)
 
 
@@ -46,66 +44,6 @@ class Exits:
     tau: tuple[float, ...]
     criterion: str = "lightsoftmax"
     variance: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Stop:
-    """Only `keep` of the tokens of the residual named `entry` go through the ops whose labels begin with `parts`.
-
-    Of those that do not, what neurons and rescales put out is 0, and membranes stay (TP-Spikformer). They are the ones
-    with the smallest `score`, of equal ones the last, or those that `given` [T, N] leaves out.
-    """
-
-    entry: str
-    parts: tuple[str, ...]
-    rows: int
-    columns: int
-    keep: int
-    score: str = "paper"
-    kernel: int = 3
-    scale: tuple[int, int] = (0, 0)
-    """A change of 1, summed over channels, is multiplier / 2^divisor in exponents of 2^(1/1024)."""
-    drop: int = 0
-    given: Array | None = None
-
-    def holds(self, op: SpikeOperation) -> bool:
-        """Whether what an op puts out is 0 for tokens that are not kept."""
-        if not isinstance(op, TOKENWISE) or not any(op.label.startswith(part) for part in self.parts):
-            return False
-        sizes = op.result_type.sizes
-        return len(sizes) > 1 and prod(sizes[:-1]) == self.rows * self.columns
-
-    def sums(self, x: Tensor, before: Tensor) -> list[Sums]:
-        """A timestep's dot, own, other and change of each token; `before` is the timestep before it, or 0."""
-        images = [_dropped(each, self.drop).reshape(self.rows, self.columns, -1) for each in (x, before)]
-        now, reach = images[0], self.kernel // 2
-        padded = functional.pad(now, (0, 0, reach, reach, reach, reach))
-        near = torch.zeros_like(now)
-        for r in range(self.kernel):
-            for c in range(self.kernel):
-                near += padded[r : r + self.rows, c : c + self.columns]
-        parts = [(now * near).sum(-1), (now * now).sum(-1), (near * near).sum(-1), (now - images[1]).abs().sum(-1)]
-        return _by_token(parts)
-
-    def pooled_sums(self, steps: Sequence[Tensor]) -> list[Sums]:
-        """Of spikes summed over all timesteps, the neighbourhood a 1 for each channel, as the published code has it."""
-        x = torch.stack([_dropped(each, self.drop).reshape(self.rows * self.columns, -1) for each in steps])
-        total, number = x.sum(0), x.sum(-1)
-        change = number.diff(dim=0).abs().sum(0)
-        other = torch.full_like(change, x.shape[-1])
-        return _by_token([total.sum(-1), (total * total).sum(-1), other, change])
-
-    def choose(self, sums: list[Sums]) -> Tensor:
-        """[N]: 1 for the tokens that are kept."""
-        scores = [0] * len(sums)
-        if self.score != "temporal":
-            scores = _added(scores, [_unlike(dot, own, other) for dot, own, other, _ in sums])
-        if self.score != "spatial":
-            scores = _added(scores, [change * self.scale[0] >> self.scale[1] for *_, change in sums])
-        order = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
-        kept = torch.zeros(len(scores), dtype=torch.float64)
-        kept[order[: self.keep]] = 1
-        return kept
 
 
 @dataclass
@@ -132,21 +70,26 @@ def confidence(criterion: str, logits: Tensor, variance: float) -> float:
 
 @dataclass
 class Stepwise:
-    """The network, its masks by label (1 or 0 a timestep), its guard, its exits, and where tokens stop."""
+    """The network, its masks by label (1 or 0 a timestep), its guard, its exits, where tokens stop, how they halt."""
 
     network: Network
     masks: Mapping[str, str] = field(default_factory=dict[str, str])
     guard: Guard | None = None
     exits: Exits | None = None
     stops: Sequence[Stop] = ()
+    halting: Halting | None = None
 
     def __post_init__(self) -> None:
         self.ops = [op for op in self.network.operations() if isinstance(op, SpikeOperation)]
         self.total = max(op.operand_type().steps or 0 for op in self.ops if isinstance(op, spike.SumTime))
         self.classifiers = _classifiers(self.ops)
         self.scale = next(op.get("scale") for op in self.ops if isinstance(op, spike.Output))
+        self.scale *= 2.0 ** -(self.halting.fraction if self.halting else 0)
         self.entries = {_maker(self.ops, stop.entry): stop for stop in self.stops}
-        self.stopped = {op: stop for stop in self.stops for op in self.ops if stop.holds(op)}
+        halts = self.halting.stops if self.halting else ()
+        behind = self.halting.exits if self.halting else ()
+        self.behind = {_maker(self.ops, label): number for number, label in enumerate(behind)}
+        self.stopped = {op: stop for stop in (*self.stops, *halts) for op in self.ops if stop.holds(op)}
         self.same: set[object] = set()
         for op in self.ops:  # what is the same at every timestep
             still = isinstance(op, spike.Repeat) or all(operand in self.same for operand in op.operands)
@@ -181,6 +124,7 @@ class Stepwise:
         self.state: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.before: dict[Stop, Tensor] = {}
+        self.halted: Halted | None = None
 
     def _step(
         self, given: Tensor, step: int, currents: dict[str, list[Tensor]], until: SpikeOperation | None = None
@@ -201,6 +145,8 @@ class Stepwise:
                 return value
             if op in self.entries:
                 self._enter(self.entries[op], value, step)
+            if op in self.behind:
+                self._leave(self.behind[op], value.reshape(-1, value.shape[-1]), step)
         raise AssertionError("no output")
 
     def _value(
@@ -213,6 +159,8 @@ class Stepwise:
         if isinstance(op, spike.IntegerLif | spike.IntegerLevel):
             currents[op.label].append(operands[0])
             return self._neurons(op, operands[0], step)
+        if self.halting and op in self.classifiers:
+            return self._classified(self.halting, op, step)
         value = OPS[type(op)](self, op, step, *operands)
         return value * self.of_tokens(op, value, step)
 
@@ -224,6 +172,25 @@ class Stepwise:
             before = self.before.get(stop, torch.zeros_like(x))
             self.kept[stop, step] = stop.choose(stop.sums(x, before))
         self.before[stop] = x
+
+    def _leave(self, block: int, x: Tensor, step: int) -> None:
+        """Tokens behind a block, of which some go through the next."""
+        assert self.halting is not None
+        self.halted = self.halted or Halted.none(self.halting, len(x))
+        goes_on = self.halted.leave(self.halting, block, x)
+        if block < len(self.halting.stops):
+            self.kept[self.halting.stops[block], step] = goes_on
+
+    def _classified(self, halting: Halting, op: SpikeOperation, step: int) -> Tensor:
+        """Logits of the weighted sums so far, the bias once."""
+        assert self.halted is not None
+        weight, bias = self.weight(op, "weight"), self.weight(op, "bias")
+        logits = bias * 2**halting.fraction * (step + 1) / self.total
+        aligned = [each for each in self.ops if isinstance(each, spike.Align) and each.result_type.steps is None]
+        bits = 14 - halting.fraction - sum(each.get("shift") for each in aligned)
+        for sums, drop in zip(self.halted.features, halting.drops, strict=True):
+            logits = logits + half_up(sums, bits - drop) @ weight.T
+        return logits
 
     def of_tokens(self, op: SpikeOperation, x: Tensor, step: int) -> Tensor:
         """What x [..., C] is multiplied by where tokens stop: 1 for those that are kept, 0 for the others."""
@@ -289,44 +256,15 @@ def _maker(ops: list[SpikeOperation], label: str) -> SpikeOperation:
     return next(op for op in ops if op.label == label and isinstance(op, (spike.Add, *TOKENWISE)))
 
 
-def _dropped(x: Tensor, bits: int) -> Tensor:
-    return torch.floor(x / 2**bits)
-
-
-def _by_token(parts: list[Tensor]) -> list[Sums]:
-    rows = torch.stack(parts, -1).reshape(-1, 4).tolist()
-    return [(int(dot), int(own), int(other), int(change)) for dot, own, other, change in rows]
-
-
-def _unlike(dot: int, own: int, other: int) -> int:
-    """1 - cosine, the cosine cut to 2^-15, in exponents of 2^(1/1024)."""
-    more = 15 if own * other < 1 << 32 else 0
-    length = isqrt(own * other << 2 * more)
-    cosine = min((abs(dot) << 15 + more) // length, 1 << 15) if length else 0
-    return ((1 << 15) - (cosine if dot >= 0 else -cosine)) * round(1024 * log2(e)) >> 15
-
-
-def _added(scores: list[int], exponents: list[int]) -> list[int]:
-    """Scores with the shares of a softmax, in 2^-30, whose powers of two are rounded to 2^-24."""
-    below = [max(exponents) - each for each in exponents]
-    powers = [round(2.0 ** (24 - each % 1024 / 1024)) >> each // 1024 for each in below]
-    return [score + (power << 30) // sum(powers) for score, power in zip(scores, powers, strict=True)]
-
-
-def _half_up(x: Tensor, bits: int) -> Tensor:
-    """x / 2^bits, rounded half up."""
-    return x * 2.0**-bits if bits <= 0 else torch.floor(x * 2.0**-bits + 0.5)
-
-
 def _lif(run: Stepwise, op: SpikeOperation, x: Tensor, stays: Tensor) -> Tensor:
     """Spikes, and the membranes of what stays; those of all others are what they were."""
     v = run.state.get(op.label, torch.zeros_like(x))
     if op.get("charge") == "lif":
-        h = v + _half_up((x - v) * op.get("multiplier"), op.get("divisor"))
+        h = v + half_up((x - v) * op.get("multiplier"), op.get("divisor"))
     elif op.get("charge") == "if":
         h = v + x
     else:
-        h = v - _half_up(v * op.get("multiplier"), op.get("divisor")) + x
+        h = v - half_up(v * op.get("multiplier"), op.get("divisor")) + x
     threshold = run.weight(op, "threshold")
     fired = h >= threshold
     after = torch.zeros_like(h) if op.get("reset") == "hard" else h - threshold
@@ -358,11 +296,11 @@ def _linear(run: Stepwise, op: SpikeOperation, step: int, x: Tensor) -> Tensor:
 
 
 def _align(run: Stepwise, op: SpikeOperation, step: int, x: Tensor) -> Tensor:
-    return _half_up(x, -op.get("shift")) + run.weight(op, "bias")
+    return half_up(x, -op.get("shift")) + run.weight(op, "bias")
 
 
 def _rescale(run: Stepwise, op: SpikeOperation, step: int, x: Tensor) -> Tensor:
-    moved = _half_up(x * run.weight(op, "multiplier"), op.get("divisor")) + run.weight(op, "bias")
+    moved = half_up(x * run.weight(op, "multiplier"), op.get("divisor")) + run.weight(op, "bias")
     return moved.clamp(*op.result_type.element.bounds)
 
 

@@ -10,7 +10,8 @@ from math import ceil, e, log2, prod
 import numpy as np
 from exact import program_of
 from numpy.typing import NDArray
-from stepwise import Stepwise, Stop
+from stepwise import Stepwise
+from token_rules import Stop
 
 from compiler.comparable import Scope
 from compiler.ir import spike

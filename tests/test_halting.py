@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import exp
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES
+from halted import rules_in_reals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import one_thread
@@ -42,37 +42,6 @@ RULES = {"alpha": -1.0, "beta": -0.5}
 def single() -> Iterator[None]:
     with one_thread():
         yield
-
-
-def loop(x: list[list[list[float]]], alpha: float, beta: float, epsilon: float) -> dict[str, Any]:
-    """The rules, a token, a timestep and a block at a time: x[l][t][k] is channel 0 of block l's output where the
-    token goes through the block. Returns keep, p [l][t][k] and ponder [t][k].
-    """
-    blocks, steps, tokens = len(x), len(x[0]), len(x[0][0])
-    h = [[[0.0] * tokens for _ in range(steps)] for _ in range(blocks)]
-    keep = copy.deepcopy(h)
-    p = copy.deepcopy(h)
-    ponder = [[0.0] * tokens for _ in range(steps)]
-
-    def total(block: int, step: int, token: int) -> float:
-        """H (eq. 4): blocks in front of `block`, timesteps up to `step`."""
-        return sum(h[before][at][token] for before in range(block) for at in range(step + 1))
-
-    for block in range(blocks):
-        for token in range(tokens):
-            for step in range(steps):
-                if total(block, step, token) >= 1 - epsilon:
-                    continue
-                keep[block][step][token] = 1.0
-                h[block][step][token] = 1 / (1 + exp(-(alpha * x[block][step][token] + beta)))
-            for step in range(steps):
-                if not keep[block][step][token]:
-                    continue
-                remainder = 1 - total(block, step, token)
-                last = block == blocks - 1 or total(block + 1, step, token) >= 1 - epsilon
-                p[block][step][token] = remainder if last else h[block][step][token]
-                ponder[step][token] += 1 + (remainder if last else 0.0)
-    return {"keep": keep, "p": p, "ponder": ponder}
 
 
 @dataclass
@@ -110,7 +79,7 @@ def check(model: nn.Module, x: Tensor, alpha: float, beta: float, epsilon: float
     assert halting.ponder is not None
     head = model.get_submodule("head")
     for image in range(len(x)):
-        expected = loop(outputs[:, :, image, :, 0].tolist(), alpha, beta, epsilon)
+        expected = rules_in_reals(outputs[:, :, image, :, 0].tolist(), alpha, beta, epsilon)
         assert keep[:, :, image].tolist() == expected["keep"]
         ponder = torch.tensor(expected["ponder"], dtype=x.dtype)
         assert torch.allclose(halting.ponder[:, image], ponder, atol=1e-9)

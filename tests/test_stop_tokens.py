@@ -13,12 +13,13 @@ import torch
 from families import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integer import STEPS, TO_INTEGERS, integer_module, resized
+from integer import STEPS, TO_INTEGERS, changed, integer_module
 from lossy import exits_of, masks_of, passes_of
 from models import digits, one_thread
 from numpy.typing import NDArray
-from stepwise import Guard, Stepwise, Stop
+from stepwise import Guard, Stepwise
 from stopped import BLOCKS, SCORES, Where, assert_stops, assert_stops_beside, check_scale, stop
+from token_rules import Stop
 from torch import Tensor
 
 from compiler.calibrate.ranges import image_scale
@@ -106,7 +107,7 @@ def test_any_number_of_tokens_and_timesteps(
     """1x1, 1x3, 3x1, 3x3, 5x3 and 5x7 tokens."""
     with one_thread():
         network = integer_module("spikformer-cifar", steps, pixels)
-        inputs = resized("spikformer-cifar", pixels).inputs(2, seed=steps)
+        inputs = changed("spikformer-cifar", pixels).inputs(2, seed=steps)
         where = [replace(BLOCKS["spikformer-cifar"][0], rows=pixels[0] // 4, columns=pixels[1] // 4)]
         stopped, stops = stop(network, where, [keep], score, kernel)
         assert_stops(Stepwise(network, stops=stops), stopped, inputs, ["layers" if score == "code" else "windows"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ def compile_command(
     code, weights = len(compiled.program.code), len(compiled.program.memory)
     show(f"{output}: {code:,} instructions, {weights:,} bytes of weights and constants, machine {target.name}")
     if test is not None:
-        show(compare_accuracy(opened.module, compiled.program, labelled(test, compiled.program)))
+        name, module = as_trained(opened.module, chosen)
+        show(compare_accuracy(name, module, compiled.program, labelled(test, compiled.program)))
 
 
 def settings_for(path: Path | None, model: str) -> Settings | None:
@@ -215,8 +217,26 @@ def labelled(source: str, program: Program) -> Dataset:
     return dataset
 
 
-def compare_accuracy(module: nn.Module, program: Program, dataset: Dataset) -> str:
-    """Top-1 of the float model and of the program on the same inputs."""
+def as_trained(module: nn.Module, settings: Settings | None) -> tuple[str, nn.Module]:
+    """The float model with what settings say of its training, which is not in its checkpoint; and what to call it."""
+    from compiler.nn import with_halting, with_integrated_patch_splitting
+
+    if settings is None or not (settings.patch_splitting or settings.halting):
+        return "float model", module
+    trained = copy.deepcopy(module)
+    try:
+        if settings.patch_splitting:
+            with_integrated_patch_splitting(trained)
+        if rules := settings.halting:
+            with_halting(trained, alpha=rules.alpha, beta=rules.beta, epsilon=rules.epsilon, output=rules.output)
+    except CStepError:  # an architecture of the user's own
+        tables = ("patch_splitting", "halting")
+        return f"float model without {' and '.join(f'[{key}]' for key in tables if getattr(settings, key))}", module
+    return "float model", trained
+
+
+def compare_accuracy(name: str, module: nn.Module, program: Program, dataset: Dataset) -> str:
+    """Top-1 of a float model and of the program on the same inputs."""
     import numpy as np
 
     from compiler.frontend.eager import eager_labels
@@ -229,7 +249,7 @@ def compare_accuracy(module: nn.Module, program: Program, dataset: Dataset) -> s
         result = cstep.run(program, dataset.images, progress=step)
     right = [int(np.equal(found, dataset.labels).sum()) for found in (labels, result.labels)]
     texts = [f"{count / len(dataset):.2%} ({count} of {len(dataset)})" for count in right]
-    return f"top-1 on {dataset.name}: float model {texts[0]}, program {texts[1]}"
+    return f"top-1 on {dataset.name}: {name} {texts[0]}, program {texts[1]}"
 
 
 def checks_table(checks: Sequence[CheckResult]) -> Table:

@@ -17,8 +17,11 @@ from models import one_thread
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from command.compile import as_trained
+from compiler import settings as settings_file
 from compiler.frontend.importer import import_model
 from compiler.frontend.neurons import neurons_of
+from compiler.halting import halts
 from compiler.nn import (
     halting_of,
     ponder_loss,
@@ -27,6 +30,7 @@ from compiler.nn import (
     with_halting,
     with_integrated_patch_splitting,
 )
+from compiler.settings import Settings
 from compiler.zoo import LIF, Spikformer
 from compiler.zoo.layers import at_every_timestep
 from compiler.zoo.spikformer import MLP, Block, SpikingSelfAttention
@@ -322,3 +326,23 @@ def test_what_cannot_halt_is_refused_in_one_line() -> None:
         tokens_used(model)
     with pytest.raises(CStepError, match="compile the plain model with a settings file that has"):
         import_model(model, torch.zeros(1, 3, 16, 16))
+
+
+def test_the_float_model_that_a_program_is_compared_with_halts_as_it_was_trained_to() -> None:
+    """A checkpoint does not say so, settings do; the model that is compiled stays plain."""
+    model = FAMILIES["spikformer-cifar"].build()
+    rules = settings_file.Halting(alpha=0.0, beta=2.0, epsilon=0.2, output="mean")
+    plain = Settings(model=settings_file.Model(name="net"))
+    chosen = plain.model_copy(update={"patch_splitting": settings_file.PatchSplitting(), "halting": rules})
+    name, trained = as_trained(model, chosen)
+    found = halting_of(trained)
+    assert (found.alpha, found.beta, found.epsilon, found.output) == (0.0, 2.0, 0.2, "mean")
+    assert name == "float model" and trained.get_submodule("patch_embed").integrated and not halts(model)
+    assert as_trained(model, None) == as_trained(model, plain) == ("float model", model)
+
+
+def test_of_an_architecture_that_is_not_known_the_comparison_says_what_it_leaves_out() -> None:
+    model = nn.Linear(2, 2)
+    rules = settings_file.Halting(alpha=0.0, beta=2.0)
+    chosen = Settings(model=settings_file.Model(name="net"), halting=rules)
+    assert as_trained(model, chosen) == ("float model without [halting]", model)

@@ -129,8 +129,8 @@ class Halted:
     @classmethod
     def none(cls, halting: Halting, tokens: int) -> Halted:
         blocks = len(halting.exits)
-        empty = [[[0] * tokens for _ in range(blocks)] for _ in range(2)]
-        return cls(*empty, [torch.zeros(1, dtype=torch.float64)] * blocks)
+        scores, totals = ([[0] * tokens for _ in range(blocks)] for _ in range(2))
+        return cls(scores, totals, [torch.zeros(1, dtype=torch.float64)] * blocks)
 
     def leave(self, halting: Halting, block: int, x: Tensor) -> Tensor:
         """Account for a block's output x [N, C] at a timestep; [N], 1 for tokens that go through the next one."""

@@ -293,6 +293,7 @@ def tune(
     objective: Objective = "operations",
     minutes: float = 10.0,
     trials: int | None = None,
+    confirm: int | None = None,
     settings: str | Path | Settings | dict[str, Any] | None = None,
     energy: str = "cacti-28nm-lop",
     folder: str | Path | None = None,
@@ -305,22 +306,26 @@ def tune(
     """Search masks, exits, guards, kept tokens, halting and sharing together (docs/tune.md); `.best.settings` compile.
 
     `images`, `labels` and `calibration` are as for `calibrate`; `settings` are what the model was trained for. It takes
-    about `minutes`, or exactly the same `trials` each time. With a `folder` every trial is kept there, and settings and
-    the curve are written; `resume` goes on with it. Raises CStepError.
+    about `minutes`, or exactly the same `trials` each time. What was found must hold on the last `confirm` images, too,
+    which the search does not see: half of them if not said, none of fewer than 200. With a `folder` every trial is kept
+    there, and settings and the curve are written; `resume` goes on with it. Raises CStepError.
     """
     from command.tune_files import write_tuned
     from command.tuning import held_out_of, tune_held_out
+    from compiler.calibrate.search import LEAST_IMAGES
     from compiler.calibrate.tune import Goal
     from isa.machine import load_machine
     from runtime.report.write import make_directory
 
     target = load_machine(machine) if isinstance(machine, str) else machine
-    goal = Goal(max_loss, objective, minutes, trials, seed)
+    given = _float_images(images, "images")
+    unseen = confirm if confirm is not None else len(given) // 2 if len(given) >= 2 * LEAST_IMAGES else 0
+    goal = Goal(max_loss, objective, minutes, trials, seed, unseen=unseen)
     goal.require()
     held_out = held_out_of(
         _float_images(example, "example"),
         None if calibration is None else _float_images(calibration, "calibration"),
-        _float_images(images, "images"),
+        given,
         _array(labels, "labels").astype("int64"),
         (tuple(mean), tuple(std)),
     )

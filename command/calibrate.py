@@ -74,7 +74,7 @@ def calibrate_command(
     wanted.require()
     with progress_bar("load", None):
         opened = open_model(model, checkpoint)
-        given, found = training_inputs(opened, data, calibration, (input_shape, mean, std), images)
+        given, found, _ = training_inputs(opened, data, calibration, (input_shape, mean, std), images, 0)
     assert found.labels is not None
     with progress_bar("calibrate", None) as step:
         findings = calibrate_model(
@@ -90,18 +90,28 @@ def calibrate_command(
 
 def training_inputs(
     opened: Model, data: str, calibration: str | None, images_as: tuple[str | None, str | None, str | None],
-    images: int | None,
-) -> tuple[CompileInputs, Dataset]:  # fmt: skip
-    """What `compile` takes, and the images to calibrate on: others than those that the ranges come from."""
+    images: int | None, unseen: int | None,
+) -> tuple[CompileInputs, Dataset, Dataset | None]:  # fmt: skip
+    """What `compile` takes; images to calibrate on; and more to confirm it. The ranges come from none of them.
+
+    None of `images`: 5,000 or all that there are, but for those unseen; none of `unseen`: as many, or what is left.
+    """
     from command.compile import inputs_for
     from command.trials import held_out
+    from compiler.calibrate.search import LEAST_IMAGES
     from runtime.stored import stored
 
     ranges = calibration_images(calibration or data, opened, *images_as)
     given = inputs_for(opened, calibration or data, *images_as, None)
     same = calibration is None or stored(calibration, "train").digest == stored(data, "train").digest
-    count = images or min(IMAGES, max(1, NUMBERS // prod(ranges.shape)))
-    return given, held_out(data, len(ranges) if same else 0, ranges, count, required=images is not None)
+    taken = len(ranges) if same else 0
+    left, most = stored(data, "train").count - taken, min(IMAGES, max(1, NUMBERS // prod(ranges.shape)))
+    count = images or max(1, min(most, left // 2 if unseen is None else left - unseen))
+    found = held_out(data, taken, ranges, count, "--images", required=images is not None)
+    taken, more = taken + len(found), count if unseen is None else unseen
+    if more == 0 or (unseen is None and left - len(found) < LEAST_IMAGES):
+        return given, found, None
+    return given, found, held_out(data, taken, ranges, more, "--confirm-images", required=unseen is not None)
 
 
 def settings_of(opened: Model, found: Dataset) -> Settings:

@@ -81,20 +81,23 @@ def emulator(workers: int | None = None, energy: str | None = None) -> Emulate:
     return emulate
 
 
-def held_out(data: str, taken: int, like: Dataset, images: int, *, required: bool) -> Dataset:
-    """Images of a training set, drawn at random behind the first `taken` of the draw, which ranges came from.
+def held_out(data: str, taken: int, like: Dataset, images: int, option: str, *, required: bool) -> Dataset:
+    """Images of a training set, drawn at random behind the first `taken` of the draw, which are used already.
 
     `like` says how they are normalised. Raises CStepError where there are none, or fewer than `images` that are
-    `required`, or no labels.
+    `required` by an `option`, or no labels.
     """
     from runtime.dataset import drawn, load_dataset
     from runtime.stored import stored
 
     total = stored(data, "train").count
     if total <= taken:
+        if option != "--images":
+            raise CStepError(f"{option} {images}: {data} has none left; ask for fewer --images")
         raise CStepError(f"{data}: the ranges came from all of its {total} images; give others with --calibration")
     if required and images > total - taken:
-        raise CStepError(f"--images {images}: {data} has {total - taken} that no range came from; ask for fewer")
+        left = f"{total - taken} that no range came from" if option == "--images" else f"{total - taken} more"
+        raise CStepError(f"{option} {images}: {data} has {left}; ask for fewer")
     rows = drawn(total, total, seed=0)[taken : taken + images].tolist()
     found = load_dataset(data, split="train", shape=like.shape, mean=like.mean, std=like.std, rows=rows)
     if found.labels is None:

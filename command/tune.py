@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,10 @@ def tune_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the trials of that folder.")] = False,
     budget: Annotated[float | None, typer.Option(help="Minutes of trials; 10.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials instead of minutes: the same each time.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Held-out images; 5,000 or all.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Held-out images; 5,000, or half of what there is.")] = None,
+    confirm_images: Annotated[
+        int | None, typer.Option(min=0, help="Others, on which what was found must hold too; as many. 0: none.")
+    ] = None,
     sharing_images: Annotated[
         int, typer.Option(min=1, help="Of them, that sharing beyond pairs is confirmed on: forests are slow to find.")
     ] = 256,
@@ -55,7 +59,7 @@ def tune_command(
     from command.compile import settings_for
     from command.tune_files import write_tuned
     from command.tune_table import TunedTable
-    from command.tuning import HeldOut, require_sharing, tune_model
+    from command.tuning import HeldOut, require_sharing, together, tune_model
     from compiler.calibrate.tune import Goal
     from compiler.frontend.model import open_model
     from isa.machine import load_machine
@@ -67,25 +71,28 @@ def tune_command(
     energy_table(energy)
     if budget is not None and trials is not None:
         raise CStepError("--budget and --trials: give one of them")
-    goal = Goal(max_loss, objective, None if trials else budget if budget is not None else MINUTES, trials, seed,
-                sharing_images)  # fmt: skip
+    minutes = None if trials else budget if budget is not None else MINUTES
+    goal = Goal(max_loss, objective, minutes, trials, seed, sharing_images)
     goal.require()
     given = settings_for(settings, model)
     if given is not None:
         require_sharing(given, target)
     with progress_bar("load", None):
         opened = open_model(model, checkpoint)
-        inputs, found = training_inputs(opened, calibration, ranges, (input_shape, mean, std), images)
+        inputs, found, unseen = training_inputs(
+            opened, calibration, ranges, (input_shape, mean, std), images, confirm_images
+        )  # fmt: skip
     said = settings_of(opened, found)
     base = said if given is None else given.model_copy(update={"model": said.model, "data": said.data})
     if given is not None and (other := given.checkpoint_note(opened.checkpoint)):
         note(other)
     assert found.labels is not None
+    goal = replace(goal, unseen=0 if unseen is None else len(unseen))
     folder = output if output is not None else Path(f"{Path(model.replace(':', '-')).name}.tune")
     make_directory(folder)
     held_out = HeldOut(
         inputs.example, inputs.calibration, inputs.image_scale, f"{inputs.about}; {inputs.normalisation}",
-        found.images, found.labels,
+        *together(found, unseen),
     )  # fmt: skip
     try:
         with progress_bar("tune", trials, unit="trials") as step:

@@ -37,7 +37,7 @@ def trials_csv(tuned: Tuned) -> str:
     """Every trial in the order in which it was made; costs are means per input."""
     from runtime.report.costs import COSTS
 
-    heads = ["trial", "images", "top1", "exit_rate", "seconds", "refused"]
+    heads = ["trial", "images", "part", "top1", "exit_rate", "seconds", "refused"]
     heads += [f"{cost.name} [{cost.unit}, {cost.origin}]" for cost in COSTS]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -45,7 +45,15 @@ def trials_csv(tuned: Tuned) -> str:
     for number, each in enumerate(tuned.trials, start=1):
         costs = [f"{each.costs[cost.name]:.6g}" if each.costs else "" for cost in COSTS]
         top1 = "" if each.refused else f"{each.right / each.images:.6g}"
-        row = [number, each.images, top1, f"{each.exit_rate:.6g}", each.seconds, each.refused]
+        row = [
+            number,
+            each.images,
+            "unseen" if each.unseen else "search",
+            top1,
+            f"{each.exit_rate:.6g}",
+            each.seconds,
+            each.refused,
+        ]
         writer.writerow([*row, *costs, json.dumps(_searched(each), separators=(",", ":"))])
     return text.getvalue()
 
@@ -65,7 +73,7 @@ def curve_svg(tuned: Tuned) -> bytes:
     name, images = tuned.goal.objective, tuned.baseline.images
     cost = next(each for each in COSTS if each.name == name)
     over = "sop_bit" if name == "operations" else name
-    whole = [each for each in tuned.trials if each.images == images and not each.refused]
+    whole = [each for each in tuned.trials if each.images == images and not each.unseen and not each.refused]
     with rc_context({"svg.hashsalt": "cstep", "svg.fonttype": "none"}):
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.subplots()

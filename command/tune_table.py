@@ -35,6 +35,9 @@ class TunedTable:
             f"loss on {images:,} held-out training images, measured, against {tuned.reference.right / images:.2%} "
             "top-1; costs on as many as the table says"
         )
+        if best.confirmed:
+            seen = f"{best.confirmed.images:,} training images that the search did not see"
+            yield f"unseen: loss on {seen}, measured, and its standard error"
         yield (
             f"{len(tuned.trials):,} trials, {tuned.ran:,} of them run now, {tuned.seconds:,.0f} s of compiling and "
             f"running in all"
@@ -43,14 +46,18 @@ class TunedTable:
     def _factors(self) -> Table:
         origins = {"cycles": "modelled", "energy": f"{self.energy}, modelled"}
         heads = [f"{name} ({origins.get(name, 'measured')})" for name in FACTORS]
-        table = Table("loss bound", "loss [points]", "exits", *heads, "sharing", "images", box=None, pad_edge=False)
+        unseen = ["unseen [points]"] if self.tuned.goal.unseen else []
+        table = Table(
+            "loss bound", "loss [points]", *unseen, "exits", *heads, "sharing", "images", box=None, pad_edge=False
+        )  # fmt: skip
         for column in table.columns[1:]:
             column.justify = "right"
         for each in sorted(self.tuned.points, key=lambda point: point.bound):
             factors = [f"{1 / each.relative(name):.2f}x" for name in FACTORS]
             mode = each.settings.sharing.mode if each.settings.sharing else "pair"
+            on_unseen = [f"{each.confirmed.loss:+.2f} ± {each.confirmed.error:.2f}"] if each.confirmed else []
             table.add_row(
-                f"{each.bound:g}", f"{each.loss:+.2f}", f"{each.whole.exit_rate:.1%}", *factors, mode,
+                f"{each.bound:g}", f"{each.loss:+.2f}", *on_unseen, f"{each.whole.exit_rate:.1%}", *factors, mode,
                 f"{each.costed.images:,}",
             )  # fmt: skip
         return table

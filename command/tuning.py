@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compiler.calibrate.tune import Goal, Tuned
     from compiler.settings import Settings
     from isa.machine import Machine
+    from runtime.dataset import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,20 @@ class HeldOut:
     about: str
     """What the ranges came from, and how images are normalised."""
     images: NDArray[np.float32]
+    """Those that only confirm what was found are the last ones."""
     labels: NDArray[np.int64]
+
+    def digest(self, last: int) -> str:
+        """Of so many of the last images and their labels; of none it is empty."""
+        kept = self.images[len(self.images) - last :], self.labels[len(self.labels) - last :]
+        return sha256(b"".join(each.tobytes() for each in kept)).hexdigest()[:16] if last else ""
+
+
+def together(found: Dataset, unseen: Dataset | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images and labels, the unseen ones behind."""
+    parts = [each for each in (found, unseen) if each is not None]
+    labels = [each.labels for each in parts if each.labels is not None]
+    return np.concatenate([each.images for each in parts]), np.concatenate(labels)
 
 
 def tune_model(
@@ -84,6 +98,7 @@ def about_search(base: Settings, machine: Machine, goal: Goal, energy: str, held
         model=base.model.name,
         checkpoint=base.model.checkpoint,
         data=base.data.digest,
+        unseen=held_out.digest(goal.unseen),
         ranges=held_out.about,
         machine=f"{machine.name} {numbers}",
         objective=f"{goal.objective}, energies of {energy}",
@@ -132,12 +147,13 @@ def tune_held_out(
     from compiler.settings import Data, Model, Settings, settings_from
     from runtime.dataset import Dataset
 
-    digest = Dataset("in memory", held_out.images, held_out.labels, None, (), ()).digest
+    count = len(held_out.images) - goal.unseen
+    digest = Dataset("in memory", held_out.images[:count], held_out.labels[:count], None, (), ()).digest
     weights = sha256()
     for name, value in module.state_dict().items():
         weights.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     name = Model(name=type(module).__name__, checkpoint=weights.hexdigest()[:16])
-    data = Data(source="in memory", images=len(held_out.images), digest=digest)
+    data = Data(source="in memory", images=count, digest=digest)
     given = Settings(model=name) if settings is None else settings_from(settings)
     base = given.model_copy(update={"model": name, "data": data})
     return tune_model(module, held_out, machine, goal, base, **options)

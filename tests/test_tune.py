@@ -105,6 +105,38 @@ def test_the_baseline_is_the_plain_model_and_shares_nothing(case: Case, tuned: T
     assert costs["cycles"] == pytest.approx(done.counters.total("cycles").mean())
 
 
+def test_what_holds_on_images_of_the_search_alone_is_passed_over(case: Case, tmp_path: Path) -> None:
+    """Images of which a program that always leaves after a timestep has most right, then those of the model's own."""
+    early = cstep.compile(
+        case.model, case.images[:1], calibration=case.images[:RANGES], check=False,
+        settings={"schema": "cstep-settings/1", "model": {"name": "x"}, "exit": {"after": 1, "tau": 1e-9}},
+    )  # fmt: skip
+    plain = cstep.compile(case.model, case.images[:1], calibration=case.images[:RANGES], check=False)
+    seen, unseen = case.images[:-50], case.images[-50:]
+    labels = np.concatenate([cstep.run(early, seen, workers=1).labels, cstep.run(plain, unseen, workers=1).labels])
+    images = np.concatenate([seen, case.images[RANGES:], unseen])
+    labels = np.concatenate([labels[: len(seen)], labels[RANGES : len(seen)], labels[-50:], labels[-50:]])
+    other = Case(case.model, images, labels)
+    fooled = other.tune(confirm=0, max_loss=0.0)
+    assert fooled.best.settings.exit is not None and fooled.best.confirmed is None
+    found = other.tune(tmp_path / "out", confirm=50, max_loss=0.0)
+    assert any("that it did not see, and were passed over" in note for note in found.notes)
+    for each in found.points:
+        assert each.confirmed is not None and each.confirmed.images == 50 and each.confirmed.holds(each.bound)
+        written = read_settings(tmp_path / "out" / f"settings-{each.bound:g}.toml")
+        program = cstep.compile(
+            case.model, case.images[:1], calibration=case.images[:RANGES], check=False, settings=written
+        )
+        right = cstep.run(program, unseen, workers=1).labels == labels[-50:]
+        assert each.confirmed.loss == pytest.approx(100 * (~right).mean())
+        assert each.confirmed.error == pytest.approx(100 * right.std() / 50**0.5)
+    assert found.best.relative("operations") > fooled.best.relative("operations")
+    again = other.tune(tmp_path / "out", confirm=50, max_loss=0.0, resume=True)
+    assert again.ran == 0 and _known(again) == _known(found)
+    with pytest.raises(CStepError, match="holds a search on other images or labels"):
+        other.tune(tmp_path / "out", confirm=40, max_loss=0.0, resume=True)
+
+
 def test_operations_charge_everything_that_is_decided(case: Case) -> None:
     settings = {
         "schema": "cstep-settings/1", "model": {"name": "x"}, "exit": {"after": 2, "tau": 0.5},
@@ -302,6 +334,7 @@ def test_trained_masks_are_kept() -> None:
         (Goal(minutes=0), "--budget 0"),
         (Goal(trials=0), "--trials 0"),
         (Goal(shared=1), "--sharing-images 1"),
+        (Goal(unseen=-1), "--confirm-images -1"),
     ],
 )
 def test_what_cannot_be_searched_for_is_refused(goal: Goal, said: str) -> None:
@@ -319,7 +352,10 @@ COMMAND = ("tune", "spikformer-2-96", "--checkpoint", str(DIGITS_CHECKPOINT), "-
         (("--max-loss", "-1"), "--max-loss -1: must be 0..100 points"),
         (("--budget", "0"), "--budget 0: must be more than 0 minutes"),
         (("--budget", "1", "--trials", "5"), "--budget and --trials: give one of them"),
-        (("--images", "50"), "50 held-out images; at least 100"),
+        (("--images", "50"), "50 held-out images beside 50 to confirm on; at least 100"),
+        (("--images", "50", "--confirm-images", "0"), "50 held-out images; at least 100"),
+        (("--images", "400", "--confirm-images", "100"), "--confirm-images 100: digits has 18 more; ask for fewer"),
+        (("--images", "418", "--confirm-images", "1"), "--confirm-images 1: digits has none left"),
         (("--images", "1000"), "--images 1000: digits has 418 that no range came from"),
         (("--energy", "free"), "energy table free: no such table"),
         (("--settings", "sharing.toml"), "sharing forest: machine c-step has pair"),

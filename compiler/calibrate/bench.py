@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compiler.calibrate.confidence import confidence, margin, tau_of, variance_of_others
 from compiler.calibrate.exits import choose, points
-from compiler.calibrate.journal import Choice, Journal, Part, Trial
+from compiler.calibrate.journal import Choice, Journal, Key, Part, Trial
 from compiler.calibrate.search import SMALLEST
 from compiler.calibrate.trials import Outcome, Trials
 from compiler.settings import NEVER, Exit, Settings, settings_of
@@ -55,7 +55,7 @@ class Budget:
 
 @dataclass
 class Bench:
-    """Trials on the first images of the held-out ones; none is run twice."""
+    """Trials on the first images of the held-out ones, or on the last, which no search sees; none is run twice."""
 
     trials: Trials
     truth: NDArray[np.int64]
@@ -68,26 +68,29 @@ class Bench:
     progress: Callable[[Trial], None]
     reference: Trial | None = None
     """What losses are counted against."""
-    served: dict[tuple[str, int], Trial] = field(default_factory=dict[tuple[str, int], Trial])
+    unseen: int = 0
+    """So many images, the last ones, are for confirming what was found."""
+    served: dict[Key, Trial] = field(default_factory=dict[Key, Trial])
     """All trials of this search, in their order."""
     ran: int = 0
     """Trials that were not in the journal."""
 
     @property
     def images(self) -> int:
-        return len(self.truth)
+        """That a search sees."""
+        return len(self.truth) - self.unseen
 
-    def run(self, settings: Settings, images: int | None = None, *, must: bool = False) -> Trial:
-        """A trial; `must` runs it whatever the budget. Raises Exhausted."""
-        images = self.images if images is None else min(images, self.images)
-        key = settings.canonical(), images
+    def run(self, settings: Settings, images: int | None = None, *, must: bool = False, unseen: bool = False) -> Trial:
+        """A trial; `must` runs it whatever the budget, `unseen` on all images that no search sees. Raises Exhausted."""
+        images = self.unseen if unseen else self.images if images is None else min(images, self.images)
+        key = settings.canonical(), images, unseen
         if key in self.served:
             return self.served[key]
         if not must:
             self.budget.require()
         found = self.journal.trials.get(key)
         if found is None:
-            found = self._measure(settings, images)
+            found = self._measure(settings, images, unseen)
             self.ran += 1
             self.journal.add(found)
         self.served[key] = found
@@ -132,7 +135,7 @@ class Bench:
         assert self.reference is not None
         return self.reference.on(images).right
 
-    def _measure(self, settings: Settings, images: int) -> Trial:
+    def _measure(self, settings: Settings, images: int, unseen: bool) -> Trial:
         begun = perf_counter()
         try:
             with warnings.catch_warnings():
@@ -140,20 +143,25 @@ class Bench:
                 program = self.trials.program(settings.passes())
         except CStepError as error:
             said, seconds = " ".join(str(error).split()), round(perf_counter() - begun, 3)
-            return Trial(settings=settings.canonical(), images=images, refused=said, seconds=seconds)
-        seen = self.trials.emulate(program, self.trials.inputs[:images])
-        right = seen.logits.argmax(axis=1) == self.truth[:images]
+            return Trial(
+                settings=settings.canonical(), images=images, unseen=unseen, refused=said, seconds=seconds
+            )  # fmt: skip
+        first = self.images if unseen else 0
+        seen = self.trials.emulate(program, self.trials.inputs[first : first + images])
+        right = seen.logits.argmax(axis=1) == self.truth[first : first + images]
         choices: tuple[Choice, ...] = ()
-        if settings.exit is not None and set(settings.exit.tau) == {NEVER}:
+        if settings.exit is not None and set(settings.exit.tau) == {NEVER} and not unseen:
             choices = tuple(self._choices(settings.exit, seen, right))
         whole = _part(right, seen, images)
         return Trial(
             settings=settings.canonical(),
             images=images,
+            unseen=unseen,
+            rights=np.packbits(right).tobytes().hex() if unseen else "",
             right=whole.right,
             costs=whole.costs,
             exit_rate=float((seen.steps < program.header.timesteps).mean()),
-            screen=_part(right, seen, self.screen) if images > self.screen else None,
+            screen=_part(right, seen, self.screen) if images > self.screen and not unseen else None,
             choices=choices,
             seconds=round(perf_counter() - begun, 3),
         )

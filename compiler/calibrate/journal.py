@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from isa.errors import CStepError
 
 NAME = "journal.jsonl"
-SCHEMA = "cstep-tune/1"
+SCHEMA = "cstep-tune/2"
 
 
 class Line(BaseModel):
@@ -33,6 +33,8 @@ class About(Line):
     checkpoint: str
     data: str
     """Digest of the held-out images and their labels."""
+    unseen: str
+    """Likewise of those that what is found is confirmed on."""
     ranges: str
     """What the ranges came from, and how the images are normalised."""
     machine: str
@@ -70,6 +72,8 @@ class Trial(Line):
     settings: str
     """Canonical JSON."""
     images: int
+    unseen: bool = False
+    """Whether they are those that the search did not see."""
     right: int = 0
     costs: dict[str, float] = {}
     """Mean per input, by name."""
@@ -78,9 +82,15 @@ class Trial(Line):
     """Of the images that candidates are screened on, where there are more."""
     choices: tuple[Choice, ...] = ()
     """Where its exits are never taken."""
+    rights: str = ""
+    """Of unseen images: a bit for each that is right, in hexadecimal."""
     seconds: float = 0.0
     refused: str = ""
     """Why the compiler cannot make this program."""
+
+    @property
+    def key(self) -> Key:
+        return self.settings, self.images, self.unseen
 
     def on(self, images: int) -> Part:
         """What so many of its first images gave: all of them, or those that candidates are screened on."""
@@ -91,14 +101,16 @@ class Trial(Line):
 
 
 L = TypeVar("L", bound=Line)
+Key = tuple[str, int, bool]
+"""Settings, number of images, and whether these are unseen."""
 
 
 @dataclass
 class Journal:
-    """Trials by settings and number of images; those of a file where there is one."""
+    """All trials; those of a file where there is one."""
 
     path: Path | None = None
-    trials: dict[tuple[str, int], Trial] = field(default_factory=dict[tuple[str, int], Trial])
+    trials: dict[Key, Trial] = field(default_factory=dict[Key, Trial])
 
     @staticmethod
     def open(folder: Path, about: About, resume: bool) -> Journal:
@@ -115,13 +127,13 @@ class Journal:
             return Journal(path)
         _require_same(folder, _read(path, 1, lines[0], About), about)
         trials = [_read(path, number, line, Trial) for number, line in enumerate(lines[1:], start=2)]
-        return Journal(path, {(each.settings, each.images): each for each in trials})
+        return Journal(path, {each.key: each for each in trials})
 
     def add(self, trial: Trial) -> None:
         """Remember a trial, and write it down."""
         if self.path is not None:
             _append(self.path, trial)
-        self.trials[trial.settings, trial.images] = trial
+        self.trials[trial.key] = trial
 
 
 def _append(path: Path, line: Line) -> None:
@@ -169,6 +181,7 @@ _CALLED = {
     "model": "of another model",
     "checkpoint": "of another checkpoint",
     "data": "on other images or labels",
+    "unseen": "with other images to confirm on",
     "ranges": "with other ranges",
     "machine": "for another machine",
     "objective": "for another objective",

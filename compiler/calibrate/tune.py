@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from compiler.calibrate.beam import Beam, Found
 from compiler.calibrate.bench import Bench, Budget, Exhausted, of_canonical
+from compiler.calibrate.confirm import Confirmed, confirm
 from compiler.calibrate.journal import Journal, Part, Trial
 from compiler.calibrate.search import LEAST_IMAGES
 from compiler.calibrate.space import Space
@@ -45,6 +46,8 @@ class Goal:
     seed: int = 0
     shared: int = SHARED
     """Images that modes beyond pairs are confirmed on."""
+    unseen: int = 0
+    """Images, the last of those given, that only confirm what was found."""
 
     def require(self) -> None:
         """Raises CStepError for what no search can be asked for."""
@@ -56,6 +59,8 @@ class Goal:
             raise CStepError(f"--budget {self.minutes:g}: must be more than 0 minutes")
         if self.trials is not None and self.trials < 1:
             raise CStepError(f"--trials {self.trials}: must be 1 or more")
+        if self.unseen < 0:
+            raise CStepError(f"--confirm-images {self.unseen}: must be 0 or more")
         if self.shared < FEW:
             raise CStepError(f"--sharing-images {self.shared}: must be {FEW} or more")
 
@@ -84,6 +89,12 @@ class Best:
     """What it costs, as the settings say, on the images of that part."""
     baseline: Part
     """What the model without any of it costs on the same images."""
+    confirmed: Confirmed | None = None
+    """On images that the search did not see, where there are any."""
+
+    def holds(self, bound: float) -> bool:
+        """Whether it loses no more, on whatever images it was run on."""
+        return self.loss <= bound + 1e-9 and (self.confirmed is None or self.confirmed.holds(bound))
 
     def relative(self, name: str) -> float:
         """A cost over the baseline's; operations and accumulations over the baseline's sop_bit."""
@@ -129,8 +140,10 @@ def tune(
     CStepError for what the model or its data cannot give.
     """
     check_tuning(trials, truth, goal)
-    screen = min(SCREENED, len(truth))
-    bench = Bench(trials, truth, journal or Journal(), goal.budget, screen, goal.bounds, progress)
+    screen = min(SCREENED, len(truth) - goal.unseen)
+    bench = Bench(
+        trials, truth, journal or Journal(), goal.budget, screen, goal.bounds, progress, unseen=goal.unseen
+    )  # fmt: skip
     return Tuner(bench, Space.of(trials.integer, trials.machine, base), goal, base).run()
 
 
@@ -139,8 +152,11 @@ def check_tuning(trials: Trials, truth: NDArray[np.int64], goal: Goal) -> None:
     goal.require()
     if trials.classes < 2:
         raise CStepError("tune: the model has one class; a loss needs two or more")
-    if len(truth) < LEAST_IMAGES:
-        raise CStepError(f"tune: {len(truth)} held-out images; at least {LEAST_IMAGES} are needed")
+    if len(truth) - goal.unseen < LEAST_IMAGES:
+        beside = f" beside {goal.unseen} to confirm on" if goal.unseen else ""
+        raise CStepError(
+            f"tune: {len(truth) - goal.unseen} held-out images{beside}; at least {LEAST_IMAGES} are needed"
+        )
     if not 0 <= truth.min() <= truth.max() < trials.classes:
         wrong = next(label for label in truth if not 0 <= label < trials.classes)
         raise CStepError(f"tune: label {wrong}; the model's {trials.classes} classes are 0..{trials.classes - 1}")
@@ -159,6 +175,8 @@ class Tuner:
     """Of sharing, the best first."""
     ratios: dict[str, float] = field(default_factory=dict[str, float])
     """What the best mode costs over pairs on a few images, by settings."""
+    passed_over: int = 0
+    """Settings that did not hold their bound on unseen images."""
 
     def run(self) -> Tuned:
         bench, goal = self.bench, self.goal
@@ -175,7 +193,12 @@ class Tuner:
             self.notes.append("losses are against the model as it was trained, which has more right than without")
         self._sort_modes()
         beams = self._search(baseline)
-        points = [self._final(beam) for beam in beams]
+        points = [self._final(beam, beams) for beam in beams]
+        if self.passed_over:
+            self.notes.append(
+                f"{self.passed_over} settings that held their bound in the search do not on {goal.unseen:,} images "
+                "that it did not see, and were passed over"
+            )
         return Tuned(
             goal=goal,
             points=tuple(_monotone(points, goal.objective)),
@@ -240,23 +263,54 @@ class Tuner:
         fit = [(trial.costs[self.goal.objective], mode) for trial, mode in found if not trial.refused]
         self.modes = [mode for _, mode in sorted(fit, key=lambda each: each[0])]
 
-    def _final(self, beam: Beam) -> Best:
+    def _final(self, beam: Beam, beams: Sequence[Beam]) -> Best:
         """The cheapest of a bound's finalists, each with the mode of sharing that suits it, all on the same images.
 
         For the bound asked for that is some finalists with all modes, for the curve the best with the two best modes.
         """
         self.bench.budget.share = 1.0
         asked = beam.bound == self.goal.max_loss
-        finalists = beam.top(FINALISTS if asked else 1)
+        finalists = self._holding(beam, beams, FINALISTS if asked else 1)
         chosen = [(each.trial, self._mode_of(each, self.modes if asked else self.modes[:2])) for each in finalists]
         for settings in (self.space.plain(), self._trained):
             whole = self.bench.run(settings, must=True)
-            if self.bench.within(whole, beam.bound) and settings.sharing is not None:
+            if self._holds(whole, beam.bound) and settings.sharing is not None:
                 chosen.append((whole, settings.sharing))
         beyond = any(mode.mode not in ("pair", "none") for _, mode in chosen)
         images = min(self.goal.shared, self.bench.images) if beyond else self.bench.images
         best = [self._best(beam.bound, whole, mode, images) for whole, mode in chosen]
         return min(best, key=lambda each: each.costed.costs[self.goal.objective])
+
+    def _holding(self, beam: Beam, beams: Sequence[Beam], count: int) -> list[Found]:
+        """The cheapest that hold the bound on unseen images, too.
+
+        What lost as much in the search as one that does not hold it there is not looked at: no reason that it would.
+        """
+        if not self.goal.unseen:
+            return beam.top(count)
+        pool = {each.trial.settings: each for other in beams for each in other.found.values()}
+        holding: list[Found] = []
+        most = self.bench.images
+        for each in sorted(pool.values(), key=lambda found: found.order):
+            lost = self.bench.lost(each.trial)
+            if lost >= most or not self.bench.within(each.trial, beam.bound):
+                continue
+            if self._holds(each.trial, beam.bound):
+                holding.append(each)
+            else:
+                self.passed_over += 1
+                most = lost
+            if len(holding) == count:
+                break
+        return holding
+
+    def _holds(self, whole: Trial, bound: float) -> bool:
+        """Whether settings lose no more than the bound, on the search's images and on unseen ones."""
+        confirmed = self._confirmed(whole)
+        return self.bench.within(whole, bound) and (confirmed is None or confirmed.holds(bound))
+
+    def _confirmed(self, whole: Trial) -> Confirmed | None:
+        return confirm(self.bench, whole.settings) if self.goal.unseen else None
 
     def _mode_of(self, found: Found, modes: Sequence[RowSharing]) -> RowSharing:
         """The mode that costs least on a few images; as far as the budget goes."""
@@ -271,12 +325,13 @@ class Tuner:
     def _best(self, bound: float, whole: Trial, mode: RowSharing, images: int) -> Best:
         costed = self._shared(whole, mode, images, must=True)
         plain = self.bench.run(self.space.plain(), images, must=True)
-        settings = self._written(of_canonical(costed.settings), whole)
-        return Best(bound, settings, self.bench.loss(whole), whole, costed.on(images), plain.on(images))
+        confirmed = self._confirmed(whole)
+        settings = self._written(of_canonical(costed.settings), whole, confirmed)
+        return Best(bound, settings, self.bench.loss(whole), whole, costed.on(images), plain.on(images), confirmed)
 
-    def _written(self, settings: Settings, whole: Trial) -> Settings:
-        """With what was measured, and on what."""
-        loss = self.bench.loss(whole)
+    def _written(self, settings: Settings, whole: Trial, confirmed: Confirmed | None) -> Settings:
+        """With what was measured, and on what: the loss is that of unseen images, where there are any."""
+        loss = self.bench.loss(whole) if confirmed is None else confirmed.loss
         tables: dict[str, object] = {"data": self.base.data}
         for name in ("timesteps", "exit", "guard", "tokens", "halting"):
             if (table := getattr(settings, name)) is not None:
@@ -290,7 +345,7 @@ def _monotone(points: Sequence[Best], objective: Objective) -> list[Best]:
     found: list[Best] = []
     for each in points:
         same = [other for other in points if other.costed.images == each.costed.images]
-        allowed = [other for other in same if other.loss <= each.bound + 1e-9]
+        allowed = [other for other in same if other.holds(each.bound)]
         better = min([each, *allowed], key=lambda other: other.costed.costs[objective])
         found.append(replace(better, bound=each.bound))
     return found

@@ -50,7 +50,7 @@ def _as_tuple(value: Any) -> Any:
 
 Criterion = Literal["lightsoftmax", "softmax", "entropy"]
 GuardMode = Literal["rows", "columns", "both"]
-Score = Literal["paper", "spatial", "temporal", "code", "random"]
+Score = Literal["paper", "spatial", "temporal", "magnitude", "code", "random"]
 Mode = Literal["none", SharingMode]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(description="points of accuracy; below 0 where it rose")]

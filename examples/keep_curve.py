@@ -50,7 +50,7 @@ from runtime.report.write import make_directory
 HERE = Path(__file__).resolve().parent
 BUNDLED = HERE / "spikformer-digits.safetensors"
 SHARES = "1,0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2,0.1,0"
-SCORES = "paper,spatial,temporal,code,random"
+SCORES = "paper,spatial,temporal,magnitude,code,random"
 COSTS = ("sop_bit", "mac", "token_scores", "cycles")
 AT_ONCE = 256
 """Inputs whose counters are held together."""

@@ -22,7 +22,7 @@ from compiler.passes.stop_tokens import StopTokens
 from isa.machine import Machine, load_machine
 from runtime.interpreter import quantise_input, run
 
-SCORES = ("paper", "spatial", "temporal", "random", "code")
+SCORES = ("paper", "spatial", "temporal", "magnitude", "random", "code")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def stop(
     """The network with the pass applied, and what its reference is told; `keep` are shares, written as decimals."""
     stopped = StopTokens(tuple(map(float, keep)), score, kernel, seed=3).apply(network)
     stopped.verify()
+    kernel = 1 if score in ("temporal", "magnitude") else kernel  # they look at no neighbours
     shares = list(keep) * len(where) if len(keep) == 1 else keep
     chosen = [op for op in stopped.operations() if isinstance(op, spike.KeepTokens | spike.GivenTokens)]
     stops: list[Stop] = []

@@ -56,12 +56,13 @@ class Stop:
         """A timestep's dot, own, other and change of each token; `before` is the timestep before it, or 0."""
         images = [_dropped(each, self.drop).reshape(self.rows, self.columns, -1) for each in (x, before)]
         now, reach = images[0], self.kernel // 2
+        was = torch.zeros_like(now) if self.score == "magnitude" else images[1]
         padded = functional.pad(now, (0, 0, reach, reach, reach, reach))
         near = torch.zeros_like(now)
         for r in range(self.kernel):
             for c in range(self.kernel):
                 near += padded[r : r + self.rows, c : c + self.columns]
-        parts = [(now * near).sum(-1), (now * now).sum(-1), (near * near).sum(-1), (now - images[1]).abs().sum(-1)]
+        parts = [(now * near).sum(-1), (now * now).sum(-1), (near * near).sum(-1), (now - was).abs().sum(-1)]
         return _by_token(parts)
 
     def pooled_sums(self, steps: Sequence[Tensor]) -> list[Sums]:
@@ -75,7 +76,7 @@ class Stop:
     def choose(self, sums: list[Sums]) -> Tensor:
         """[N]: 1 for the tokens that are kept."""
         scores = [0] * len(sums)
-        if self.score != "temporal":
+        if self.score not in ("temporal", "magnitude"):
             scores = _added(scores, [_unlike(dot, own, other) for dot, own, other, _ in sums])
         if self.score != "spatial":
             scores = _added(scores, [change * self.scale[0] >> self.scale[1] for *_, change in sums])

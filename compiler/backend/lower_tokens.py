@@ -13,6 +13,7 @@ from compiler.backend.lower_end import Span
 from compiler.backend.memory import StreamInfo, TrainInfo
 from compiler.backend.stages import KeepStage
 from compiler.backend.tile import aligned, spans, splits
+from compiler.ir.token_ops import SPATIAL, TEMPORAL
 from isa.errors import CStepError
 from isa.instructions import (
     PART_BYTES,
@@ -53,16 +54,19 @@ def lower_keep(lowering: Lowering, stage: KeepStage, call: Call) -> None:
 
 
 def _timesteps(stage: KeepStage, step: int) -> Span:
-    """What is loaded to score a timestep: it and the one before it, or all of them."""
+    """What is loaded to score a timestep: it and the one before it where that counts, or all of them."""
     if stage.is_pooled:
         return 0, stage.timing.steps
-    return (0, 1) if step == 0 else (step - 1, 2)
+    return (step, 1) if step == 0 or not stage.looks_back else (step - 1, 2)
 
 
 def _tiling(lowering: Lowering, stage: KeepStage) -> tuple[int, int]:
     """Rows of tokens and channels of a tile: all channels if a row of them fits, then as many rows as do."""
     info, machine = lowering.plan.info(stage.inputs[0]), lowering.machine
-    steps, halo = stage.timing.steps if stage.is_pooled else 2, 0 if stage.is_pooled else stage.kernel - 1
+    steps, halo = (
+        stage.timing.steps if stage.is_pooled else 1 + stage.looks_back,
+        0 if stage.is_pooled else stage.kernel - 1,
+    )
 
     def fits(rows: int, channels: int) -> bool:
         pixels = min(rows + halo, stage.rows) * stage.columns
@@ -101,8 +105,8 @@ def _timestep(lowering: Lowering, stage: KeepStage, step: int, rows: int, channe
             steps=times,
             tokens=stage.tokens,
             keep=stage.keep,
-            spatial=int(stage.score != "temporal"),
-            temporal=int(stage.score != "spatial"),
+            spatial=int(stage.score in SPATIAL),
+            temporal=int(stage.score in TEMPORAL),
             multiplier=stage.multiplier,
             divisor=stage.divisor,
         )

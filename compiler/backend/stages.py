@@ -262,6 +262,11 @@ class KeepStage(Stage):
         """Whether one set of tokens is chosen for all timesteps."""
         return self.score == "code"
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether a timestep is compared with the one before it."""
+        return self.score not in ("spatial", "magnitude")
+
 
 @dataclass(frozen=True)
 class HaltStage(Stage):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compiler.ir import token_ops
+from compiler.ir.token_ops import SPATIAL, TEMPORAL
 from isa.scores import SIGMOID, WEIGHT_BITS, Integers, largest, token_scores
 
 Weights = Callable[[str], Tensor]
@@ -28,16 +29,21 @@ def scores_of(op: token_ops.KeepTokens, x: Tensor) -> Integers:
     """[T, N], or [1, N] where all timesteps have one (`code`)."""
     score = op.get("score")
     maps = x.reshape(len(x), op.get("rows"), op.get("columns"), -1) >> op.get("drop")
-    sums = (_pooled_sums(maps) if score == "code" else _window_sums(maps, op.get("kernel"))).flatten(1, 2)
-    return token_scores(sums.numpy(), score != "temporal", score != "spatial", op.get("multiplier"), op.get("divisor"))
+    if score == "code":
+        sums = _pooled_sums(maps)
+    else:
+        before = torch.cat([torch.zeros_like(maps[:1]), maps[:-1]])
+        sums = _window_sums(maps, torch.zeros_like(maps) if score == "magnitude" else before, op.get("kernel"))
+    parts = sums.flatten(1, 2).numpy()
+    return token_scores(parts, score in SPATIAL, score in TEMPORAL, op.get("multiplier"), op.get("divisor"))
 
 
-def _window_sums(x: Tensor, kernel: int) -> Tensor:
+def _window_sums(x: Tensor, before: Tensor, kernel: int) -> Tensor:
     """[T, H, W, 4]: products with the neighbourhood's sum and with itself, of that sum, and what changed."""
     images = x.permute(0, 3, 1, 2).to(torch.float64)
     near = functional.avg_pool2d(images, kernel, 1, kernel // 2, divisor_override=1)
     around = near.permute(0, 2, 3, 1).to(torch.int64)
-    change = (x - torch.cat([torch.zeros_like(x[:1]), x[:-1]])).abs()
+    change = (x - before).abs()
     return torch.stack([(x * around).sum(-1), (x * x).sum(-1), (around * around).sum(-1), change.sum(-1)], -1)
 
 

@@ -18,7 +18,11 @@ from compiler.ir.spelling import Plain
 from compiler.ir.types import Element, Shaped, Train
 from isa.scores import WEIGHT_BITS
 
-SCORES = ("paper", "spatial", "temporal", "code")
+SCORES = ("paper", "spatial", "temporal", "magnitude", "code")
+SPATIAL, TEMPORAL = ("paper", "spatial", "code"), ("paper", "temporal", "magnitude", "code")
+"""Scores that hold the share of 1 - cosine, and that of what changed; `magnitude` has a change from nothing."""
+ALONE = ("temporal", "magnitude")
+"""Scores that look at no neighbours."""
 KERNELS = (1, 3, 5, 7)
 """Sides of a neighbourhood."""
 GIVES = ("score", "rest", "whole")
@@ -42,7 +46,8 @@ class KeepTokens(SpikeOperation):
 
     A token's score compares it with its `kernel` x `kernel` neighbourhood in `rows` x `columns` tokens (spatial), and
     with itself a timestep before (temporal); `isa.instructions.KeepTop` and `ScoreSpikes` have the integers. `score`:
-    paper, both added; spatial or temporal alone; code, that of the published code: one set for all timesteps, of spikes
+    paper, both added; spatial or temporal alone; magnitude, what it holds, which is what it has changed by since it was
+    nothing; code, that of the published code: one set for all timesteps, of spikes
     summed over time, whatever the neighbourhood. `multiplier` and `divisor` bring a change summed over channels into
     exponents; values are shifted right by `drop` first.
     """

@@ -11,7 +11,7 @@ from xdsl.ir import SSAValue
 
 from compiler.ir import spike
 from compiler.ir.network import Network
-from compiler.ir.token_ops import KERNELS, SCORES
+from compiler.ir.token_ops import ALONE, KERNELS, SCORES
 from compiler.ir.types import Element, Shaped, Train, shaped
 from compiler.passes.blocks import Block, blocks_to_thin, keep_in
 from compiler.passes.network_pass import Keeps, NetworkPass
@@ -43,8 +43,9 @@ class StopTokens(NetworkPass):
     add to the residual is 0, and so are their queries, keys and values: the attention is that of the kept tokens, and
     the others are put back in their places by not having been moved. Membranes of a token that is not kept stay as they
     are. A branch with a convolution over neighbouring tokens, and what stands before it in its block, has all tokens
-    (Spike-Driven Transformer V3's SepConv). `score` is paper (spatial and temporal), spatial, temporal, code (that of
-    the published code: one set of tokens for all timesteps) or random (drawn once, by `seed`).
+    (Spike-Driven Transformer V3's SepConv). `score` is paper (spatial and temporal), spatial, temporal, magnitude (what
+    a token holds: ours), code (that of the published code: one set of tokens for all timesteps) or random (drawn once,
+    by `seed`).
     """
 
     name = "stop-tokens"
@@ -54,7 +55,7 @@ class StopTokens(NetworkPass):
     """Of a block's tokens, the share that is kept; one a block, or one for all."""
     score: str = "paper"
     kernel: int = 3
-    """Side of the neighbourhood that a token is compared with."""
+    """Side of the neighbourhood that a token is compared with, where its score looks at one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,12 +94,13 @@ class StopTokens(NetworkPass):
             order = np.stack([draw.permutation(block.tokens) for _ in range(kind.steps)])
             name = network.add_weight(hint, (order < kept).astype(np.uint8))
             return emit(spike.GivenTokens.make(result=result, symbols={"kept": name}, hint=hint, source=first.source))
-        drop = drop_of(kind, self.kernel, self.score)
+        kernel = 1 if self.score in ALONE else self.kernel
+        drop = drop_of(kind, kernel, self.score)
         multiplier, divisor = change_scale(kind, drop)
         return emit(
             spike.KeepTokens.make(
                 block.entry, result=result, source=first.source, hint=hint, keep=kept, rows=block.rows,
-                columns=block.columns, multiplier=multiplier, divisor=divisor, kernel=self.kernel, score=self.score,
+                columns=block.columns, multiplier=multiplier, divisor=divisor, kernel=kernel, score=self.score,
                 drop=drop,
             )
         )  # fmt: skip

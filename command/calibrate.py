@@ -49,7 +49,7 @@ def calibrate_command(
         Literal["auto", "none"], typer.Option(help="The share of the tokens that goes through each block.")
     ] = "none",
     score: Annotated[
-        Literal["paper", "spatial", "temporal", "code"], typer.Option(help="Which tokens those are.")
+        Literal["paper", "spatial", "temporal", "code"], typer.Option(help="By which score they are chosen.")
     ] = "paper",
     images: Annotated[int | None, typer.Option(min=1, help="Held-out images; 5,000 or all.")] = None,
     calibration: Annotated[

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from compiler.calibrate.tune import Objective, Tuned
     from compiler.check import Observed
     from compiler.pipeline import Compiled
-    from compiler.settings import Criterion, GuardMode, Settings
+    from compiler.settings import Criterion, GuardMode, Score, Settings
     from isa.machine import Machine
     from isa.program import Program
     from runtime.counters import Counters
@@ -245,10 +245,13 @@ def calibrate(
     loss: float = 0.1,
     guard: GuardMode | None = "both",
     timesteps: bool = False,
+    tokens: bool = False,
+    score: Score = "paper",
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Settings:
-    """Find settings for `compile`: exits `after` timesteps, a guard, with `timesteps` masks of neuron layers.
+    """Find settings for `compile`: exits `after` timesteps, a guard, with `timesteps` masks of neuron layers, with
+    `tokens` the share of them that goes through each block, by `score`.
 
     `images` [B, C, H, W] (or events) and `labels` [B] are training data that `calibration` does not hold; the rest is
     as for `compile`. At most `rate` of the images that reach an exit leave there, and at most `loss` points of accuracy
@@ -275,7 +278,7 @@ def calibrate(
         model=ModelTable(name=type(model).__name__),
         data=Data(source="in memory", images=len(held_out), digest=digest),
     )
-    wanted = Wanted(tuple(after), criterion, rate, loss, guard, timesteps=timesteps)
+    wanted = Wanted(tuple(after), criterion, rate, loss, guard, timesteps=timesteps, tokens=tokens, score=score)
     ranges = held_out[:0] if made else _float_images(calibration, "calibration")
     scale = made.image_scale if made else None
     return calibrate_model(model, traced, ranges, scale, target, held_out, truth, wanted, begun).settings

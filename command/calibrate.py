@@ -45,6 +45,13 @@ def calibrate_command(
     timesteps: Annotated[
         Literal["auto", "none"], typer.Option(help="Masks of neuron layers, by group, least sensitive first.")
     ] = "none",
+    tokens: Annotated[
+        Literal["auto", "none"], typer.Option(help="The share of the tokens that goes through each block.")
+    ] = "none",
+    score: Annotated[
+        Literal["paper", "spatial", "temporal", "magnitude", "code"],
+        typer.Option(help="By which score they are chosen."),
+    ] = "paper",
     images: Annotated[int | None, typer.Option(min=1, help="Held-out images; 5,000 or all.")] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="DATA", help="As for `compile`: where ranges come from; TRAIN if not said.")
@@ -54,7 +61,7 @@ def calibrate_command(
     mean: PerChannel = None,
     std: PerChannel = None,
 ) -> None:
-    """Find exits, guards and timestep masks for `compile --settings`.
+    """Find exits, guards, timestep masks and kept tokens for `compile --settings`.
 
     On training images only, and on others than the ranges came from. Accuracy lost is that of all together, against the
     integer model without them.
@@ -70,7 +77,10 @@ def calibrate_command(
     target = load_machine(machine)
     require_directory_of(output)
     after = () if exit_after == "none" else numbers(exit_after, "--exit-after", int)
-    wanted = Wanted(after, criterion, rate, loss, None if guard == "none" else guard, guard_after, timesteps == "auto")
+    wanted = Wanted(
+        after, criterion, rate, loss, None if guard == "none" else guard, guard_after, timesteps == "auto",
+        tokens == "auto", score,
+    )  # fmt: skip
     wanted.require()
     with progress_bar("load", None):
         opened = open_model(model, checkpoint)
@@ -136,6 +146,13 @@ def findings_table(findings: Findings, wanted: Wanted) -> Table:
         table.add_row(f"similarity of timesteps, {each.group}", f"{each.similarity:.4f} ({len(each.layers)} layers)")
     loss = f" at a loss of {settings.timesteps.loss:.2f} points" if settings.timesteps else ""
     table.add_row("T_avg", f"{findings.average:.2f}{loss}")
+    if settings.tokens:
+        for name, keep in zip(findings.blocks, settings.tokens.keep, strict=True):
+            table.add_row(f"tokens kept in {name}", f"{keep:.1%}")
+        table.add_row(
+            f"loss with tokens by score {settings.tokens.score}",
+            f"{settings.tokens.loss:.2f} points (bound {wanted.loss:g})",
+        )
     if settings.exit:
         taus = ", ".join(f"{tau:.6g}" for tau in settings.exit.tau)
         table.add_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from math import exp
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 import cstep
+from command.trials import emulator
+from compiler.calibrate.calibration import calibrate
 from compiler.calibrate.confidence import (
     entropy_confidence,
     light_softmax_confidence,
@@ -21,10 +24,13 @@ from compiler.calibrate.confidence import (
     variance_of_others,
 )
 from compiler.calibrate.exits import apply, choose
-from compiler.calibrate.search import Wanted
+from compiler.calibrate.search import Findings, Wanted
 from compiler.calibrate.timesteps import average_timesteps, neuron_timesteps, prefix, sensitivities
-from compiler.calibrate.trials import front_passes, integer_network
+from compiler.calibrate.trials import Outcome, Trials, front_passes, integer_network
 from compiler.frontend.importer import import_model
+from compiler.ir.network import Network
+from compiler.settings import Model, Parts, Score, Settings
+from compiler.zoo import Spikformer
 from isa.errors import CStepError
 from isa.machine import load_machine
 from tests.models import Shape, one_thread, spikformer
@@ -117,6 +123,11 @@ def test_without_a_bearable_exit_none_is_taken() -> None:
     ("wanted", "steps", "classes", "images", "said"),
     [
         (Wanted(), 1, 10, 500, "T=1"),
+        (Wanted((), guard=None), 1, 10, 500, "T=1; .* only tokens can stop: --tokens auto --exit-after none"),
+        (Wanted((), tokens=True), 1, 10, 500, "T=1"),
+        (Wanted((), guard=None, timesteps=True, tokens=True), 1, 10, 500, "T=1"),
+        (Wanted(score="random"), 4, 10, 500, "--score random: must be one of paper, spatial, temporal, code"),
+        (Wanted(tokens=True, score="code"), 4, 10, 500, "--score code: looks at all .* --exit-after none, or another"),
         (Wanted(), 4, 1, 500, "one class"),
         (Wanted(after=(4,)), 4, 10, 500, "--exit-after 4: the model has T=4; exits are after 1..3"),
         (Wanted(after=(2, 2)), 4, 10, 500, "must ascend"),
@@ -164,6 +175,120 @@ def test_masks_are_found_under_the_bound_and_make_the_same_program_again() -> No
         lost = 100 * float((cstep.run(masked, inputs).labels != labels).mean())
     assert lost == pytest.approx(found.timesteps.loss)
     assert lost <= 20
+
+
+def quantised(model: Spikformer, images: NDArray[np.float32]) -> Network:
+    """The integer network that trials begin with."""
+    front = front_passes(load_machine("c-step"), images, None)
+    return integer_network(import_model(model, torch.from_numpy(images[:1])), front, images)
+
+
+@dataclass(frozen=True, eq=False)
+class Pretended(Trials):
+    """Trials in which an eighth fewer of a block's tokens costs so many images, whatever was stopped before."""
+
+    costs: tuple[int | None, ...] = ()
+    """None: nothing can be stopped there."""
+    seen: list[str] = field(default_factory=list[str])
+
+    def run(self, parts: Parts) -> Outcome:
+        self.seen.append(parts.tokens.partition(" ")[0].removeprefix("stop-tokens{keep="))
+        keep = map(float, self.seen[-1].split(",")) if self.seen[-1] else (1.0,) * len(self.costs)
+        wrong = 0.0
+        for cost, each in zip(self.costs, keep, strict=True):
+            if cost is None and each < 1:
+                raise CStepError("stop-tokens: not here")
+            wrong += (cost or 0) * 8 * (1 - each)
+        right = np.arange(len(self.inputs)) >= wrong
+        none = np.zeros((len(right), 0, 4), np.int64)
+        return Outcome(np.eye(4, dtype=np.int64)[np.where(right, 0, 1)], none, np.full(len(right), 4), right * 1)
+
+
+def looked_for(costs: tuple[int | None, ...], loss: float) -> tuple[Findings, list[str]]:
+    """Findings on 100 images of which every block's notch costs so many, and the shares that were tried."""
+    model, images = spikformer(Shape(depths=len(costs)))
+    inputs = np.zeros((100, *images.shape[1:]), np.float32)
+    trials = Pretended(quantised(model, images), load_machine("c-step"), inputs, emulator(), costs=costs)
+    wanted = Wanted((), guard=None, loss=loss, tokens=True)
+    found = calibrate(trials, np.zeros(100, np.int64), wanted, Settings(model=Model(name="pretended")))
+    return found, trials.seen[1:]
+
+
+def test_tokens_are_taken_where_that_costs_least() -> None:
+    with one_thread():
+        found, tried = looked_for((0, 3), loss=7.0)
+    tokens = found.settings.tokens
+    assert found.blocks == ("block.0", "block.1")
+    assert tokens is not None and (tokens.keep, tokens.score, tokens.loss) == ((0.0, 0.75), "paper", 6.0)
+    assert tried[:2] == ["1.0,0.875", "0.875,0.875"], "the last block first, then the one that may cost less"
+    assert tried[-2:] == ["0.0,0.75", "0.0,0.625"]
+    assert len(tried) == 8 + 3
+    assert not found.warnings
+
+
+def test_tokens_that_are_all_needed_stay() -> None:
+    with one_thread():
+        found, tried = looked_for((1, 2), loss=0.0)
+    assert found.settings.tokens is None
+    assert tried == ["1.0,0.875", "0.875,1.0"]
+    assert found.warnings == ["tokens: no block loses at most 0 points with an eighth fewer of them"]
+
+
+def test_a_block_in_which_none_can_be_stopped_is_said_and_left() -> None:
+    with one_thread():
+        found, tried = looked_for((40, None), loss=50.0)
+    assert found.settings.tokens is not None and found.settings.tokens.keep == (0.875, 1.0)
+    assert tried == ["1.0,0.875", "0.875,1.0", "0.75,1.0"]
+    assert found.warnings == ["tokens: no 0.875 of them in block.1: stop-tokens: not here"]
+
+
+@pytest.mark.parametrize(("steps", "after", "score", "bound"), [(4, (2,), "temporal", 45.0), (1, (), "spatial", 25.0)])
+def test_tokens_are_found_under_the_bound_and_make_the_same_program_again(
+    steps: int, after: tuple[int, ...], score: Score, bound: float
+) -> None:
+    """With exits, which are found behind them, and for a model of one timestep."""
+    with one_thread():
+        model, images = spikformer(Shape(classes=10, timesteps=steps, seed=3))
+        inputs = np.random.default_rng(3).standard_normal((120, *images.shape[1:])).astype(np.float32)
+        labels = cstep.run(cstep.compile(model, images[:1], calibration=images, check=False), inputs).labels
+        found = cstep.calibrate(
+            model, images[:1], inputs, labels, calibration=images, after=after, guard=None, tokens=True, score=score,
+            loss=bound,
+        )  # fmt: skip
+        assert found.tokens is not None and found.tokens.loss is not None
+        assert found.tokens.score == score
+        assert 0 < found.tokens.keep[0] < 1
+        assert 0 < found.tokens.loss <= bound
+        without = [found.model_copy(update={"exit": None})] if found.exit else []
+        for settings in (found, *without):
+            stopped = cstep.compile(model, images[:1], calibration=images, check=False, settings=settings)
+            lost = 100 * float((cstep.run(stopped, inputs).labels != labels).mean())
+            assert lost == pytest.approx((settings.exit or found.tokens).loss)
+            assert lost <= bound
+
+
+def test_tokens_that_do_not_matter_all_stop() -> None:
+    """The logits are the head's bias."""
+    with one_thread():
+        model, images = spikformer(Shape(classes=3))
+        torch.nn.init.zeros_(model.head.weight)
+        inputs = np.random.default_rng(3).standard_normal((100, *images.shape[1:])).astype(np.float32)
+        labels = np.full(100, int(model.head.bias.argmax()))
+        found = cstep.calibrate(
+            model, images[:1], inputs, labels, calibration=images, after=(), guard=None, tokens=True, loss=0.0
+        )
+    assert found.tokens is not None and (found.tokens.keep, found.tokens.loss) == ((0.0,), 0.0)
+
+
+def test_tokens_of_a_model_without_blocks_are_refused_before_anything_is_run() -> None:
+    with one_thread():
+        model, images = spikformer(Shape(depths=0))
+        trials = Pretended(quantised(model, images), load_machine("c-step"), images, emulator())
+        trials = replace(trials, inputs=np.zeros((100, *images.shape[1:]), np.float32))
+        settings = Settings(model=Model(name="plain"))
+        with pytest.raises(CStepError, match=r"^--tokens auto: stop-tokens: the network has no transformer blocks"):
+            calibrate(trials, np.zeros(100, np.int64), Wanted(tokens=True), settings)
+    assert not trials.seen
 
 
 def test_labels_of_other_classes_are_refused() -> None:

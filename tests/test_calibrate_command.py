@@ -72,6 +72,36 @@ def test_settings_of_another_model_or_checkpoint(folder: Path, refuses: Refuses)
     assert "were found with checkpoint sha256:ffff" in found.checkpoint_note(DIGITS_CHECKPOINT.name + " sha256:0")
 
 
+def test_kept_tokens_are_found_and_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, program = tmp_path / "settings.toml", tmp_path / "net.cstep"
+    found = ["calibrate", MODEL, *CHECKPOINT, "--data", "digits", "--images", str(IMAGES), "--exit-after", "none"]
+    asked = ["--guard", "none", "--tokens", "auto", "--score", "temporal", "--loss", "1"]
+    assert cstep.main([*found, *asked, "-o", str(file)]) == 0
+    settings, out = read_settings(file), " ".join(capsys.readouterr().out.split())
+    assert settings.exit is None is settings.guard
+    assert settings.tokens is not None and settings.tokens.loss is not None
+    assert settings.tokens.score == "temporal" and settings.tokens.loss <= 1
+    assert len(settings.tokens.keep) == 2 and min(settings.tokens.keep) < 1
+    for name, keep in zip(("block.0", "block.1"), settings.tokens.keep, strict=True):
+        assert f"tokens kept in {name} {keep:.1%}" in out
+    assert f"{settings.tokens.loss:.2f} points (bound 1)" in out
+    built = ["compile", MODEL, *CHECKPOINT, "--calibration", "digits", "--no-check", "--settings", str(file)]
+    assert cstep.main([*built, "-o", str(program)]) == 0
+    assert "stop-tokens{keep=" in cstep.load(program).header.provenance.pipeline
+
+
+def test_tokens_of_a_model_without_blocks(tmp_path: Path, refuses: Refuses) -> None:
+    (tmp_path / "plain.py").write_text(
+        "from compiler.zoo import Spikformer\n\n"
+        "def plain():\n"
+        "    return Spikformer(img_size_h=16, img_size_w=16, in_channels=1, embed_dims=16, num_heads=2, depths=0)\n"
+    )
+    arguments = ("--data", "digits", "--input-shape", "1,16,16", "--tokens", "auto", "-o", tmp_path / "settings.toml")
+    line = refuses("calibrate", f"{tmp_path / 'plain.py'}:plain", *arguments)
+    assert line.startswith("--tokens auto: stop-tokens: the network has no transformer blocks")
+    assert not (tmp_path / "settings.toml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -83,6 +113,8 @@ def test_settings_of_another_model_or_checkpoint(folder: Path, refuses: Refuses)
         (("--images", "1000"), "--images 1000: digits has 418 that no range came from"),
         (("--images", "50"), "50 held-out images; at least 100"),
         (("--guard-after", "4"), "--guard-after 4: the model has T=4"),
+        (("--tokens", "auto", "--score", "random"), "--score"),
+        (("--tokens", "auto", "--score", "code"), "--score code: looks at all timesteps before a block"),
         (("-o", "nowhere/settings.toml"), "no directory nowhere"),
     ],
 )

@@ -26,6 +26,7 @@ from compiler.settings import (
     PatchSplitting,
     Settings,
     Timesteps,
+    Tokens,
     settings_of,
 )
 from isa.errors import CStepError
@@ -191,21 +192,22 @@ def test_steps_are_those_that_the_settings_have() -> None:
     assert [step.key for step in steps_of(plain)] == ["baseline", "hoist", "windows", "sharing"]
     whole = plain.model_copy(
         update={
-            "timesteps": Timesteps(masks={"lif": "10"}), "guard": Guard(threshold=4),
+            "tokens": Tokens(keep=(0.5,)), "timesteps": Timesteps(masks={"lif": "10"}), "guard": Guard(threshold=4),
             "exit": Exit(after=(2,), tau=(0.9,)),
             "curve": (CurvePoint(loss_bound=0.5, tau=(0.7,), guard_threshold=8, rate=0.5, loss=0.4),),
         }
     )  # fmt: skip
     steps = {step.key: step for step in steps_of(whole)}
     assert list(steps) == [
-        "baseline", "hoist", "windows", "masks", "exit", "all-exit", "rows", "columns", "both", "sharing",
-        "alone-exit", "alone-guard", "alone-sharing", "curve-0.5",
+        "baseline", "hoist", "windows", "masks", "tokens", "exit", "all-exit", "rows", "columns", "both", "sharing",
+        "alone-tokens", "alone-exit", "alone-guard", "alone-sharing", "curve-0.5",
     ]  # fmt: skip
     alone = steps["alone-exit"].settings
     assert alone is not None and alone.exit == whole.exit and alone.timesteps is None is alone.guard
     curve, last = steps["curve-0.5"].settings, steps["sharing"].settings
     assert curve is not None and curve.guard is not None and curve.exit is not None
     assert (curve.guard.threshold, curve.exit.tau) == (8, (0.7,))
+    assert (curve.timesteps, curve.tokens) == (whole.timesteps, whole.tokens)
     assert last is not None and last.guard == whole.guard
     assert all(step.share == (key in ("sharing", "alone-sharing", "curve-0.5")) for key, step in steps.items())
 

@@ -11,6 +11,7 @@ from compiler.calibrate.confidence import variance_of_others
 from compiler.calibrate.exits import Policy, apply, choose
 from compiler.calibrate.search import Findings, Progress, Search, Wanted
 from compiler.calibrate.timesteps import average_timesteps, prefix, sensitivities
+from compiler.calibrate.tokens import lower_tokens, require_blocks
 from compiler.calibrate.trials import Outcome, Trials
 from compiler.settings import CurvePoint, Guard, Settings, Timesteps
 from isa.errors import CStepError
@@ -30,7 +31,7 @@ def calibrate(
     settings: Settings,
     progress: Progress = lambda what: None,
 ) -> Findings:
-    """Timestep masks, exits, guards, in this order, and the curve; `settings` gives model and data.
+    """Timestep masks, tokens, exits, guards, in this order, and the curve; `settings` gives model and data.
 
     `truth` [B] are the labels of the trials' inputs. Every loss is that of all found so far, in points below the full
     integer model on the same images. Raises CStepError for what `wanted` asks of a model that cannot give it.
@@ -39,6 +40,8 @@ def calibrate(
     if not 0 <= truth.min() <= truth.max() < trials.classes:
         wrong = next(label for label in truth if not 0 <= label < trials.classes)
         raise CStepError(f"calibrate: label {wrong}; the model's {trials.classes} classes are 0..{trials.classes - 1}")
+    if wanted.tokens:
+        require_blocks(trials.integer, wanted.score)
     search = Search(trials, truth, wanted, progress, Findings(settings, 0.0))
     search.variance = (0.0,) * max(1, len(wanted.after))
     outcome = search.run("full model", search.parts())
@@ -51,6 +54,8 @@ def calibrate(
         )
     if wanted.timesteps:
         outcome = _lower_timesteps(search, outcome)
+    if wanted.tokens:
+        outcome = lower_tokens(search, outcome)
     found = search.findings.settings.timesteps
     search.findings.average = average_timesteps(trials.integer, found.masks if found else {})
     if wanted.after:

@@ -15,12 +15,14 @@ from compiler.calibrate.confidence import confidence, margin, margin_of, tau_of
 from compiler.calibrate.exits import Policy, Right, Scores, points
 from compiler.calibrate.timesteps import Sensitivity
 from compiler.calibrate.trials import Outcome, Trials
-from compiler.settings import NEVER, Exit, Guard, Parts, Settings
+from compiler.settings import NEVER, Exit, Guard, Parts, Score, Settings
 from isa.errors import CStepError, CStepWarning
 
 LEAST_IMAGES = 100
 SMALLEST = 2.0**-40
 """The least tau there is; the greatest is as far below 1."""
+SCORES: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "random")
+"""Of tokens, that are worth a trial."""
 Progress = Callable[[str], None]
 
 
@@ -39,6 +41,10 @@ class Wanted:
     guard_after: int = 2
     timesteps: bool = False
     """Whether to look for timestep masks."""
+    tokens: bool = False
+    """Whether to look for the share of the tokens that each block needs."""
+    score: Score = "paper"
+    """Which tokens those are."""
 
     def require(self) -> None:
         """Raises CStepError for what no model can give."""
@@ -47,6 +53,7 @@ class Wanted:
         for key, value, allowed in (
             ("criterion", self.criterion, get_args(settings.Criterion)),
             ("guard", self.guard, (*get_args(settings.GuardMode), None)),
+            ("score", self.score, SCORES),
         ):
             if value not in allowed:
                 raise CStepError(f"--{key} {value}: must be one of {', '.join(map(str, allowed)).lower()}")
@@ -54,13 +61,19 @@ class Wanted:
             raise CStepError(f"--rate {self.rate:g}: must be more than 0 and at most 1")
         if not self.loss >= 0:
             raise CStepError(f"--loss {self.loss:g}: must be 0 or more points")
+        if self.tokens and self.score == "code" and self.after:
+            raise CStepError(
+                "--score code: looks at all timesteps before a block, so nothing can exit; --exit-after none, or "
+                "another score"
+            )
 
     def check(self, steps: int, classes: int, images: int) -> None:
         """Raises CStepError for what this model or so many images cannot give."""
         self.require()
-        if steps == 1:
+        if steps == 1 and (self.after or self.guard or self.timesteps or not self.tokens):
             raise CStepError(
-                "calibrate: the model has T=1; there is no later timestep to exit before, to guard or mask"
+                "calibrate: the model has T=1; there is no later timestep to exit before, to guard or mask; only "
+                "tokens can stop: --tokens auto --exit-after none --guard none"
             )
         if classes < 2:
             raise CStepError("calibrate: the model has one class; a decision needs two or more")
@@ -86,6 +99,8 @@ class Findings:
     """Thresholds tried, and their losses together with the exits, in points."""
     average: float = 0.0
     """T_avg."""
+    blocks: tuple[str, ...] = ()
+    """Where tokens were looked for."""
     warnings: list[str] = field(default_factory=list[str])
 
 
@@ -160,7 +175,7 @@ class Search:
         )
 
     def parts(self, policy: Policy | None = None, guard: Guard | None = None) -> Parts:
-        """What has been found of timesteps, with these exits and this guard."""
+        """What has been found of timesteps and tokens, with these exits and this guard."""
         tables = {"guard": guard, "exit": self.exits(policy) if self.wanted.after else None}
         return self.findings.settings.model_copy(update=tables).passes()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import ceil
-from typing import TypeVar, get_args
+from typing import TypeVar
 
+from compiler.calibrate.search import SCORES
 from compiler.calibrate.timesteps import average_timesteps, longest_train, prefix
+from compiler.calibrate.tokens import NOTCH, notch_below
 from compiler.ir.meaning import NEURONS
 from compiler.ir.network import Network
 from compiler.nn import group_of
@@ -32,9 +33,6 @@ MOST_PARTS = 12
 """Groups of neuron layers are taken block by block where that gives no more than these."""
 MOST_EXITS = 3
 THRESHOLDS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-NOTCH = 1 / 8
-"""Of the tokens of a block."""
-SCORES: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "random")
 GUARDS: tuple[GuardMode, ...] = ("both", "rows", "columns")
 EPSILONS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -231,7 +229,7 @@ class Space:
                 yield Move(f"guard after {near}", replace(point, guard=(mode, near, threshold)))
 
     def _fewer_tokens(self, point: Point) -> Iterator[Move]:
-        lower = tuple(max(0.0, (ceil(keep / NOTCH - 1e-9) - 1) * NOTCH) for keep in point.keep)
+        lower = tuple(map(notch_below, point.keep))
         for index in range(self.blocks):
             if point.keep[index] > 0:
                 yield Move(f"keep down {index}", replace(point, keep=_with(point.keep, index, lower[index])))

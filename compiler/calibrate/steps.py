@@ -65,7 +65,9 @@ def steps_of(
             yield Step(f"alone-{key}", f"{TECHNIQUES[key]} alone", "lossy", alone)
     if said:
         yield from _shared(plain, "", "alone-sharing", sharing, "exact")
-    masks = plain.model_copy(update={"timesteps": settings.timesteps, "sharing": settings.sharing})
+    masks = plain.model_copy(
+        update={"timesteps": settings.timesteps, "tokens": settings.tokens, "sharing": settings.sharing}
+    )
     if settings.exit:
         guard = _guard(settings)
         yield from (_curve_step(masks, settings.exit, guard, point) for point in settings.curve)

@@ -29,7 +29,7 @@ from compiler.calibrate.timesteps import average_timesteps, neuron_timesteps, pr
 from compiler.calibrate.trials import Outcome, Trials, front_passes, integer_network
 from compiler.frontend.importer import import_model
 from compiler.ir.network import Network
-from compiler.settings import Model, Parts, Score, Settings
+from compiler.settings import GuardMode, Model, Parts, Score, Settings
 from compiler.zoo import Spikformer
 from isa.errors import CStepError
 from isa.machine import load_machine
@@ -185,13 +185,15 @@ def quantised(model: Spikformer, images: NDArray[np.float32]) -> Network:
 
 @dataclass(frozen=True, eq=False)
 class Pretended(Trials):
-    """Trials in which an eighth fewer of a block's tokens costs so many images, whatever was stopped before."""
+    """Trials in which an eighth fewer of a block's tokens costs so many images, and nothing can be guarded."""
 
     costs: tuple[int | None, ...] = ()
     """None: nothing can be stopped there."""
     seen: list[str] = field(default_factory=list[str])
 
     def run(self, parts: Parts) -> Outcome:
+        if parts.guard:
+            raise CStepError("guard-channels: not here")
         self.seen.append(parts.tokens.partition(" ")[0].removeprefix("stop-tokens{keep="))
         keep = map(float, self.seen[-1].split(",")) if self.seen[-1] else (1.0,) * len(self.costs)
         wrong = 0.0
@@ -204,12 +206,14 @@ class Pretended(Trials):
         return Outcome(np.eye(4, dtype=np.int64)[np.where(right, 0, 1)], none, np.full(len(right), 4), right * 1)
 
 
-def looked_for(costs: tuple[int | None, ...], loss: float) -> tuple[Findings, list[str]]:
+def looked_for(
+    costs: tuple[int | None, ...], loss: float, guard: GuardMode | None = None
+) -> tuple[Findings, list[str]]:
     """Findings on 100 images of which every block's notch costs so many, and the shares that were tried."""
     model, images = spikformer(Shape(depths=len(costs)))
     inputs = np.zeros((100, *images.shape[1:]), np.float32)
     trials = Pretended(quantised(model, images), load_machine("c-step"), inputs, emulator(), costs=costs)
-    wanted = Wanted((), guard=None, loss=loss, tokens=True)
+    wanted = Wanted((), guard=guard, loss=loss, tokens=True)
     found = calibrate(trials, np.zeros(100, np.int64), wanted, Settings(model=Model(name="pretended")))
     return found, trials.seen[1:]
 
@@ -240,6 +244,14 @@ def test_a_block_in_which_none_can_be_stopped_is_said_and_left() -> None:
     assert found.settings.tokens is not None and found.settings.tokens.keep == (0.875, 1.0)
     assert tried == ["1.0,0.875", "0.875,1.0", "0.75,1.0"]
     assert found.warnings == ["tokens: no 0.875 of them in block.1: stop-tokens: not here"]
+
+
+def test_where_no_guard_can_be_what_was_found_before_is_kept() -> None:
+    with one_thread():
+        found, _ = looked_for((10,), loss=30.0, guard="both")
+    assert found.settings.tokens is not None and found.settings.tokens.keep == (0.625,)
+    assert found.settings.guard is None
+    assert found.warnings == ["guard: none after 2 timesteps: guard-channels: not here"]
 
 
 @pytest.mark.parametrize(("steps", "after", "score", "bound"), [(4, (2,), "temporal", 45.0), (1, (), "spatial", 25.0)])

@@ -120,7 +120,11 @@ def _find_guard(search: Search) -> list[Tried]:
     tried: list[Tried] = []
     for threshold in GUARD_THRESHOLDS:
         guard = Guard(mode=wanted.guard, after=wanted.guard_after, threshold=threshold)
-        seen = search.run(f"guard {wanted.guard}, threshold {threshold}", search.parts(None, guard))
+        try:
+            seen = search.run(f"guard {wanted.guard}, threshold {threshold}", search.parts(None, guard))
+        except CStepError as error:  # masks may have left too few timesteps for it
+            findings.warnings.append(f"guard: none after {wanted.guard_after} timesteps: {error}")
+            return tried
         if tried and np.array_equal(seen.operations, tried[-1][1].operations):
             break
         tried.append((threshold, seen))

@@ -126,7 +126,7 @@ def test_without_a_bearable_exit_none_is_taken() -> None:
         (Wanted((), guard=None), 1, 10, 500, "T=1; .* only tokens can stop: --tokens auto --exit-after none"),
         (Wanted((), tokens=True), 1, 10, 500, "T=1"),
         (Wanted((), guard=None, timesteps=True, tokens=True), 1, 10, 500, "T=1"),
-        (Wanted(score="random"), 4, 10, 500, "--score random: must be one of paper, spatial, temporal, code"),
+        (Wanted(score="random"), 4, 10, 500, "--score random: must be one of paper, spatial, temporal, magnitude"),
         (Wanted(tokens=True, score="code"), 4, 10, 500, "--score code: looks at all .* --exit-after none, or another"),
         (Wanted(), 4, 1, 500, "one class"),
         (Wanted(after=(4,)), 4, 10, 500, "--exit-after 4: the model has T=4; exits are after 1..3"),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.calibrate.confidence import confidence, margin, tau_of, variance_of_others
-from compiler.calibrate.exits import choose, points
+from compiler.calibrate.exits import Policy, choose, points
 from compiler.calibrate.journal import Choice, Journal, Key, Part, Trial
 from compiler.calibrate.search import SMALLEST
 from compiler.calibrate.trials import Outcome, Trials
@@ -24,6 +24,8 @@ SPARE = (0, 1, 3)
 """Images that a choice of exits leaves of the bound: a criterion's integers may decide a few inputs otherwise."""
 SHARES = (0.0, 0.5, 1.0)
 """Of the bound, that exits before the last may lose."""
+TIGHTER = (0.75, 0.5, 0.25)
+"""Of the inputs that a bound lets leave an exit: how many may where that many did not hold it on other images."""
 
 
 class Exhausted(Exception):  # noqa: N818 - no error: the search ends
@@ -110,13 +112,24 @@ class Bench:
             return probe
         best: Trial | None = None
         for choice in probe.choices:
-            if choice.bound != bound or choice.rate == 0:
+            if choice.bound != bound or choice.rate == 0 or choice.share < 1:
                 continue
-            table = settings.exit.model_copy(update={"tau": choice.tau, "variance": choice.variance})
-            best = self.run(settings.model_copy(update={"exit": table}), images)
+            best = self.run(_with(settings, choice), images)
             if self.within(best, bound, spare):
                 break
         return best
+
+    def tightened(self, trial: Trial, bound: float) -> Iterator[Trial]:
+        """The same on all images of the search, where fewer and fewer leave at exits than `bound` would let."""
+        settings = of_canonical(trial.settings)
+        if settings.exit is None:
+            return
+        exits = settings.exit
+        never = Exit(criterion=exits.criterion, after=exits.after, tau=(NEVER,) * len(exits.after))
+        probe = self.run(settings.model_copy(update={"exit": never}), must=True)
+        for choice in probe.choices:
+            if choice.bound == bound and choice.share < 1 and choice.rate > 0:
+                yield self.run(_with(settings, choice), must=True)
 
     def lost(self, trial: Trial, images: int | None = None) -> int:
         """Images that the reference has right less those of the trial, on all of the trial's or the first `images`."""
@@ -187,11 +200,20 @@ class Bench:
                 ]
                 fit = [each for each in several if each.loss <= most + 1e-9] or several[-1:]
                 policy = min(fit, key=lambda each: float(run[each.taken].mean()))
-                pairs = zip(policy.thresholds, variance, strict=True)
-                tau = tuple(self._tau(exits, each, sigma) for each, sigma in pairs)
+                tau = self._taus(exits, policy, variance)
                 if tau not in kept:
                     kept.append(tau)
                     yield Choice(bound=bound, tau=tau, variance=variance, rate=policy.rate)
+                if not spare:
+                    for share in TIGHTER:
+                        rates = [share * rate for rate in policy.rates]
+                        fewer = choose(scores, early, late, full, rates, 100.0)
+                        tau = self._taus(exits, fewer, variance)
+                        yield Choice(bound=bound, tau=tau, variance=variance, rate=fewer.rate, share=share)
+
+    def _taus(self, exits: Exit, policy: Policy, variance: tuple[float, ...]) -> tuple[float, ...]:
+        pairs = zip(policy.thresholds, variance, strict=True)
+        return tuple(self._tau(exits, each, sigma) for each, sigma in pairs)
 
     def _tau(self, exits: Exit, score: float | None, variance: float) -> float:
         if score is None:
@@ -199,6 +221,13 @@ class Bench:
         if exits.criterion == "lightsoftmax":
             score = tau_of(score, variance, self.trials.classes)
         return min(max(score, SMALLEST), 1 - SMALLEST)
+
+
+def _with(settings: Settings, choice: Choice) -> Settings:
+    """Settings whose exits have other confidences."""
+    assert settings.exit is not None
+    table = settings.exit.model_copy(update={"tau": choice.tau, "variance": choice.variance})
+    return settings.model_copy(update={"exit": table})
 
 
 def of_canonical(text: str) -> Settings:

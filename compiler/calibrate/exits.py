@@ -29,6 +29,12 @@ class Policy:
         return float((self.taken < len(self.thresholds)).mean())
 
     @property
+    def rates(self) -> list[float]:
+        """Of the inputs that reach each exit, that leave there."""
+        reach = [(self.taken >= number).sum() for number in range(len(self.thresholds))]
+        return [float((self.taken == number).sum() / max(1, each)) for number, each in enumerate(reach)]
+
+    @property
     def loss(self) -> float:
         """In points."""
         return points(self.lost, len(self.taken))
@@ -40,17 +46,23 @@ def points(lost: int, inputs: int) -> float:
 
 
 def choose(
-    scores: Scores, early: Right, late: Right, full: Right, rate: float, bound: float | Sequence[float]
+    scores: Scores,
+    early: Right,
+    late: Right,
+    full: Right,
+    rate: float | Sequence[float],
+    bound: float | Sequence[float],
 ) -> Policy:
     """The lowest thresholds that let at most `rate` of the inputs that reach an exit leave, and lose at most `bound`.
 
     `scores` [B, E] and `early` [B, E] (whether the logits there are right) of exits in their order; `late` [B] is
     whether inputs that never exit are right, `full` [B] whether the full network has them right. Each exit's threshold
-    starts at the (1 - rate) quantile and is raised until full - mixed accuracy is at most `bound` points: one bound, or
-    one an exit, of what it and those before it lose.
+    starts at the (1 - rate) quantile and is raised until full - mixed accuracy is at most `bound` points: one rate and
+    bound, or one an exit, the bound of what it and those before it lose.
     """
     count, exits = scores.shape
     bounds = [bound] * exits if isinstance(bound, int | float) else bound
+    rates = [rate] * exits if isinstance(rate, int | float) else rate
     taken = np.full(count, exits)
     thresholds: list[float | None] = []
     lost = int(full.sum()) - int(late.sum())
@@ -59,7 +71,7 @@ def choose(
         order = here[np.argsort(-scores[here, number], kind="stable")]
         ranked = scores[order, number]
         after = lost + np.concatenate([[0], np.cumsum(late[order].astype(int) - early[order, number])])
-        leave = _most(ranked, after, int(rate * len(here)), bounds[number] * count / 100)
+        leave = _most(ranked, after, int(rates[number] * len(here)), bounds[number] * count / 100)
         thresholds.append(_between(ranked, leave))
         taken[order[:leave]] = number
         lost = int(after[leave])

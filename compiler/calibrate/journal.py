@@ -55,6 +55,8 @@ class Choice(Line):
     tau: tuple[float, ...]
     variance: tuple[float, ...]
     rate: float
+    share: float = 1.0
+    """Of the inputs that the bound would let leave each exit: fewer, for where it does not hold on other images."""
 
 
 class Part(Line):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,6 +31,8 @@ FEW = 16
 SHARED = 256
 """Images that the best settings are confirmed on with a mode beyond pairs."""
 FINALISTS = 3
+TRIED = 4
+"""Of a bound, how many settings are run on images that the search did not see."""
 MAIN, CURVE = 0.6, 0.8
 """Shares of the budget behind which the search for the bound asked for ends, and that for the curve."""
 
@@ -282,26 +285,30 @@ class Tuner:
         return min(best, key=lambda each: each.costed.costs[self.goal.objective])
 
     def _holding(self, beam: Beam, beams: Sequence[Beam], count: int) -> list[Found]:
-        """The cheapest that hold the bound on unseen images, too.
+        """The cheapest that hold the bound on unseen images, too; some are tried.
 
-        What lost as much in the search as one that does not hold it there is not looked at: no reason that it would.
+        Where one does not, fewer inputs leave at its exits until it does. Where it still does not, nothing is looked at
+        any more that differs from it in exits alone.
         """
         if not self.goal.unseen:
             return beam.top(count)
         pool = {each.trial.settings: each for other in beams for each in other.found.values()}
         holding: list[Found] = []
-        most = self.bench.images
+        tried, spoiled = 0, set[str]()
         for each in sorted(pool.values(), key=lambda found: found.order):
-            lost = self.bench.lost(each.trial)
-            if lost >= most or not self.bench.within(each.trial, beam.bound):
+            rest = of_canonical(each.trial.settings).model_copy(update={"exit": None}).canonical()
+            if tried == TRIED or len(holding) == count or rest in spoiled:
                 continue
-            if self._holds(each.trial, beam.bound):
-                holding.append(each)
+            if not self.bench.within(each.trial, beam.bound):
+                continue
+            tried += 1
+            versions = chain([each.trial], self.bench.tightened(each.trial, beam.bound))
+            holds = next((trial for trial in versions if self._holds(trial, beam.bound)), None)
+            if holds is None:
+                spoiled.add(rest)
             else:
-                self.passed_over += 1
-                most = lost
-            if len(holding) == count:
-                break
+                holding.append(replace(each, trial=holds))
+            self.passed_over += holds is not each.trial
         return holding
 
     def _holds(self, whole: Trial, bound: float) -> bool:

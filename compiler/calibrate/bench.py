@@ -100,12 +100,14 @@ class Bench:
         self.progress(found)
         return found
 
-    def tuned(self, settings: Settings, bound: float, images: int | None = None, spare: int = 0) -> Trial | None:
+    def tuned(
+        self, settings: Settings, bound: float, images: int | None = None, spare: int = 0, *, must: bool = False
+    ) -> Trial | None:
         """A trial with the exits that `bound` allows; None where the program cannot be made, or none may be taken.
 
         `spare` images more may be lost than the bound says.
         """
-        probe = self.run(settings, images)
+        probe = self.run(settings, images, must=must)
         if probe.refused:
             return None
         if settings.exit is None:
@@ -114,7 +116,7 @@ class Bench:
         for choice in probe.choices:
             if choice.bound != bound or choice.rate == 0 or choice.share < 1:
                 continue
-            best = self.run(_with(settings, choice), images)
+            best = self.run(_with(settings, choice), images, must=must)
             if self.within(best, bound, spare):
                 break
         return best
@@ -124,9 +126,7 @@ class Bench:
         settings = of_canonical(trial.settings)
         if settings.exit is None:
             return
-        exits = settings.exit
-        never = Exit(criterion=exits.criterion, after=exits.after, tau=(NEVER,) * len(exits.after))
-        probe = self.run(settings.model_copy(update={"exit": never}), must=True)
+        probe = self.run(settings.model_copy(update={"exit": never_taken(settings.exit)}), must=True)
         for choice in probe.choices:
             if choice.bound == bound and choice.share < 1 and choice.rate > 0:
                 yield self.run(_with(settings, choice), must=True)
@@ -228,6 +228,11 @@ def _with(settings: Settings, choice: Choice) -> Settings:
     assert settings.exit is not None
     table = settings.exit.model_copy(update={"tau": choice.tau, "variance": choice.variance})
     return settings.model_copy(update={"exit": table})
+
+
+def never_taken(exits: Exit) -> Exit:
+    """The same exits, which no input takes: what they decide is recorded all the same."""
+    return Exit(criterion=exits.criterion, after=exits.after, tau=(NEVER,) * len(exits.after))
 
 
 def of_canonical(text: str) -> Settings:

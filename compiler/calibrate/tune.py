@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.calibrate.beam import Beam, Found
-from compiler.calibrate.bench import Bench, Budget, Exhausted, of_canonical
+from compiler.calibrate.bench import Bench, Budget, Exhausted, never_taken, of_canonical
 from compiler.calibrate.confirm import Confirmed, confirm
 from compiler.calibrate.journal import Journal, Part, Trial
 from compiler.calibrate.search import LEAST_IMAGES
@@ -287,8 +286,8 @@ class Tuner:
     def _holding(self, beam: Beam, beams: Sequence[Beam], count: int) -> list[Found]:
         """The cheapest that hold the bound on unseen images, too; some are tried.
 
-        Where one does not, fewer inputs leave at its exits until it does. Where it still does not, nothing is looked at
-        any more that differs from it in exits alone.
+        Where one does not, fewer inputs leave at its exits until it does, or the exits are taken alone. What differs in
+        exits only from one that did not hold is not looked at any more.
         """
         if not self.goal.unseen:
             return beam.top(count)
@@ -302,14 +301,26 @@ class Tuner:
             if not self.bench.within(each.trial, beam.bound):
                 continue
             tried += 1
-            versions = chain([each.trial], self.bench.tightened(each.trial, beam.bound))
+            versions = self._versions(each.trial, beam.bound)
             holds = next((trial for trial in versions if self._holds(trial, beam.bound)), None)
-            if holds is None:
-                spoiled.add(rest)
-            else:
+            if holds is not None:
                 holding.append(replace(each, trial=holds))
-            self.passed_over += holds is not each.trial
+            if holds is not each.trial:
+                spoiled.add(rest)
+                self.passed_over += 1
         return holding
+
+    def _versions(self, whole: Trial, bound: float) -> Iterator[Trial]:
+        """A trial; the same where fewer leave; its exits alone, and those where fewer leave."""
+        yield whole
+        yield from self.bench.tightened(whole, bound)
+        exits = of_canonical(whole.settings).exit
+        if exits is not None:
+            alone = self._trained.model_copy(update={"exit": never_taken(exits)})
+            trial = self.bench.tuned(alone, bound, must=True)
+            if trial is not None and trial.settings != whole.settings:
+                yield trial
+                yield from self.bench.tightened(trial, bound)
 
     def _holds(self, whole: Trial, bound: float) -> bool:
         """Whether settings lose no more than the bound, on the search's images and on unseen ones."""

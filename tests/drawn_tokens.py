@@ -150,7 +150,7 @@ def halts(draw: st.DrawFn) -> HaltSpikes | HaltValues:
         "before": VALUES_AT, "sums": draw(st.sampled_from([SUMS_AT, SUMS_AT + 2, VALUES_AT + 4, STATE_AT + 4])),
         "state": draw(st.sampled_from([VALUES_AT, STATE_AT, 40])), "steps": draw(st.integers(1, 4)),
         "tokens": draw(st.integers(1, 20)), "multiplier": draw(st.sampled_from([0, 1, 80, 20480, 65535])),
-        "negative": draw(FLAG), "divisor": draw(st.integers(0, 63) | st.sampled_from([0, 1, 8, 12])),
+        "negative": draw(FLAG), "divisor": draw(st.integers(0, 63) | st.sampled_from([0, 1, 8, 12, 63])),
         "bias": BIAS_ZERO + draw(st.integers(-300, 500) | st.sampled_from([128, -BIAS_ZERO, BIAS_ZERO - 1])),
         "limit": draw(LIMIT), "gives": draw(st.sampled_from(Gives)), "follows": draw(FLAG), "start": draw(FLAG),
     }  # fmt: skip

@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn import fits
+from drawn_tokens import belows, halted_blocks, halts, weighs
+from emulated import assert_agree
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from programs import small_program, source_map
 from ran import RESULT, STEPS, Integers, Ran, put
 
@@ -158,6 +163,14 @@ def test_totals_and_sums_stop_at_one() -> None:
         [[most, ONE], [8192, 8192]], [[ONE, ONE], [ONE, ONE]], [[ONE, ONE], [ONE, ONE]],
     ]  # fmt: skip
     assert sums == [ONE, ONE]
+
+
+@pytest.mark.parametrize("divisor", [40, 61, 62, 63])
+def test_what_is_divided_by_far_more_than_it_is_makes_nothing(divisor: int) -> None:
+    """Neither a half of 2^62 nor the largest product of either sign is too large for that."""
+    each = replace(FIRST, multiplier=65535, divisor=divisor)
+    states, _ = states_of(each, [-32768, -1, 0, 1, 32767])
+    assert states == [[[8192, 8192]] * 5]
 
 
 @pytest.mark.parametrize(("divisor", "places"), [(0, [-3, -2, -1, 0, 1, 2, 3]), (1, [-1, -1, 0, 0, 1, 1, 2])])
@@ -310,6 +323,18 @@ def test_a_stream_is_summed_by_rounded_weights(fresh: int, drop: int) -> None:
     moved = 4 * STEPS * TOKENS + 4 * CHANNELS * (2 - fresh) + 2 * macs
     assert each.counts() == {"mac": macs, "output_buffer_bytes": moved}
     assert each.cost(MACHINE).cycles(0) == 8 + -(-macs // MACHINE.sfu_multipliers)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    st.one_of(st.one_of(halts(), belows(), weighs()).map(lambda each: [each]), halted_blocks()),
+    st.integers(0, 99),
+    st.sampled_from([0.2, 1.0]),
+)
+def test_families_agree_on_halting(code: list[Instruction], seed: int, density: float) -> None:
+    """Whatever lies in the memories; more of it than where all instructions are drawn."""
+    assume(all(fits(each) for each in code))
+    assert_agree(code, MACHINE.with_changes(accumulator_bits=32), seed, density, True)
 
 
 BELOW = KeepBelow(state=STATE, kept=0, steps=1, tokens=16, limit=LIMIT)

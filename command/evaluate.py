@@ -96,9 +96,12 @@ def turned(program: Program, epsilon: float, folder: Path) -> Path:
     """The program with another epsilon, as a file beside the results."""
     from isa.epsilon import with_epsilon
     from runtime.report.console import note
+    from runtime.report.write import make_directory
 
     path = folder.with_name(f"{folder.stem}-epsilon-{epsilon:g}{PROGRAM}")
-    with_epsilon(program, epsilon, "--epsilon ").save(path)
+    changed = with_epsilon(program, epsilon, "--epsilon ")
+    make_directory(path.parent)
+    changed.save(path)
     note(f"{path}: the program with that epsilon")
     return path
 

@@ -12,6 +12,9 @@ from isa.instructions import Halt, KeepBelow
 from isa.program import Program, Provenance
 from isa.scores import WEIGHT_BITS
 
+HALT_TOKENS = re.compile(r"\bhalt-tokens(?:\{([^}]*)\})?")
+"""The pass in a pipeline, with its options or without any."""
+
 
 def limit_of(epsilon: float, where: str = "epsilon=") -> int:
     """The integer total at which a token halts, 1 - epsilon. Raises CStepError outside [0, 1)."""
@@ -34,8 +37,15 @@ def with_epsilon(program: Program, epsilon: float, where: str = "epsilon=") -> P
 
 
 def _said(provenance: Provenance, epsilon: float) -> Provenance:
-    pipeline = re.sub(r"epsilon=[^ },]+", f"epsilon={epsilon!r}", provenance.pipeline)
-    settings = provenance.settings
+    """The pipeline spelled as compiling spells it, and the settings where there are any."""
+    epsilon, settings = float(epsilon), provenance.settings
+    option = f"epsilon={epsilon!r}"
+
+    def spelled(found: re.Match[str]) -> str:
+        options, replaced = re.subn(r"\bepsilon=\S+", option, found[1] or "")
+        return f"halt-tokens{{{options if replaced else f'{options} {option}'.strip()}}}"
+
+    pipeline = HALT_TOKENS.sub(spelled, provenance.pipeline)
     if settings and "halting" in (values := json.loads(settings)):
         values["halting"]["epsilon"] = epsilon
         settings = json.dumps(values, sort_keys=True, separators=(",", ":"))

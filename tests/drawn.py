@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -21,11 +20,6 @@ from isa.instructions import (
     Dilate,
     Fire,
     Guard,
-    Keep,
-    KeepNeurons,
-    KeepRows,
-    KeepTokens,
-    KeepTop,
     Load,
     Mask,
     Multiply,
@@ -33,8 +27,6 @@ from isa.instructions import (
     Pool,
     PoolValues,
     Rescale,
-    ScoreSpikes,
-    ScoreValues,
     Store,
     Sum,
     SumHeads,
@@ -42,7 +34,7 @@ from isa.instructions import (
     words_of,
 )
 from isa.machine import load_machine
-from isa.word import Charge, Criterion, Instruction, Region, Sharing, Traffic, Unit
+from isa.word import Charge, Criterion, Instruction, Region, Sharing, Traffic
 from runtime.decoded import region_bytes
 
 MEMORY_BYTES = 1500
@@ -394,101 +386,6 @@ def classifies(draw: st.DrawFn) -> Classify:
 
 
 @st.composite
-def latches(draw: st.DrawFn, kind: type[Keep], steps: int = 0, tokens: int = 0) -> Keep:
-    """Kept tokens from anywhere in the spike buffer's beginning; so many steps and tokens, or any number."""
-    steps, tokens = steps or draw(st.integers(1, 4)), tokens or draw(st.integers(1, 40))
-    return kind(kept=2 * draw(st.integers(0, 2000)), steps=steps, tokens=tokens)
-
-
-@st.composite
-def kept_accumulates(draw: st.DrawFn, modes: Sequence[Sharing] = (Sharing.NONE, Sharing.PAIR)) -> list[Instruction]:
-    """Kept rows, planes of a linear layer on them, and perhaps the same again for all rows or for other kept ones."""
-    inputs, columns, steps = draw(CHANNELS), draw(st.integers(1, 11)), draw(st.integers(1, 4))
-    pixel_stride = 2 * words_of(inputs) + draw(st.sampled_from([0, 0, 2]))
-    step_stride = pixel_stride * columns + draw(st.sampled_from([0, 0, 2]))
-    window = {
-        "steps": steps, "rows": 1, "columns": columns, "input_rows": 1, "input_columns": columns, "kernel_rows": 1,
-        "kernel_columns": 1, "stride": 1, "top": 0, "left": 0, "inputs": inputs, "pixel_stride": pixel_stride,
-        "step_stride": step_stride,
-    }  # fmt: skip
-    masks, spikes = draw(channel_masks("row", "column")), 2 * draw(st.integers(0, 100))
-    first = Accumulate(**window, **draw(accumulate_sides(modes)), **masks, spikes=spikes, kept=1)
-    plane_bytes = steps * step_stride
-    planes: list[Instruction] = [
-        replace(first, plane=first.plane + plane, fresh=first.fresh and not plane, spikes=spikes + plane * plane_bytes)
-        for plane in range(draw(st.integers(1, 3)))
-    ]
-    again = {"kept": draw(FLAG), "weights": draw(st.integers(0, 99)), "outputs": draw(CHANNELS)}
-    more: list[Instruction] = [replace(first, **again)] if draw(FLAG) else []
-    if more and draw(FLAG):
-        more.insert(0, draw(latches(KeepRows, steps, columns)))
-    return [draw(latches(KeepRows, steps, columns)), *planes, *more]
-
-
-@st.composite
-def kept_neurons(draw: st.DrawFn) -> list[Instruction]:
-    """Kept pixels, and neurons or rescaled values of them."""
-    each = replace(draw(st.one_of(fires(), rescales())), kept=1)
-    return [draw(latches(KeepNeurons, each.steps, each.pixels)), each]
-
-
-@st.composite
-def kept_attention(draw: st.DrawFn) -> list[Instruction]:
-    """Kept tokens, and the attention of a tile of queries of them."""
-    each = draw(attends())
-    queries = min(each.queries, each.keys)
-    first = draw(st.integers(0, each.keys - queries))
-    kept = replace(each, queries=queries, first_query=first, kept=1)
-    return [draw(latches(KeepTokens, each.steps, each.keys)), kept]
-
-
-@st.composite
-def scores(draw: st.DrawFn) -> ScoreSpikes | ScoreValues:
-    """Of spikes, counts or a stream, windows of every side, timesteps that may all be the same one."""
-    pooled, is_spikes = draw(FLAG), draw(st.booleans())
-    steps, inputs = draw(st.integers(1, 4 if pooled else 2)), draw(CHANNELS)
-    columns, input_rows = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    top = draw(st.integers(0, input_rows - 1))
-    pixels = input_rows * columns * (2 * words_of(inputs) if is_spikes else 2 * inputs)
-    fields = {
-        "steps": steps, "rows": draw(st.integers(1, input_rows - top)), "columns": columns, "input_rows": input_rows,
-        "top": top, "kernel": draw(st.sampled_from([1, 3, 5, 7])), "inputs": inputs, "pooled": pooled,
-        "step_stride": draw(st.sampled_from([0, pixels, pixels, pixels + 2])), "drop": draw(st.sampled_from([0, 1, 9])),
-        "fresh": draw(FLAG), "values": 2 * draw(st.integers(0, 99)),
-    }  # fmt: skip
-    if not is_spikes:
-        return ScoreValues(**fields, sums=MEMBRANES_AT + 4 * draw(st.integers(0, 50)))
-    plane_stride = max(steps * fields["step_stride"], pixels) + draw(st.sampled_from([0, 2]))
-    return ScoreSpikes(**fields, sums=4 * draw(st.integers(0, 50)), planes=draw(PLANES), plane_stride=plane_stride)
-
-
-@st.composite
-def choices(draw: st.DrawFn) -> KeepTop:
-    """None, all or some of the tokens, by either share, both or neither (all are equal then)."""
-    tokens = draw(st.integers(1, 40))
-    return KeepTop(
-        sums=4 * draw(st.integers(0, 200)),
-        kept=2 * draw(st.integers(0, 2000)),
-        steps=draw(st.integers(1, 4)),
-        tokens=tokens,
-        keep=draw(st.integers(0, tokens) | st.sampled_from([0, tokens])),
-        spatial=draw(FLAG),
-        temporal=draw(FLAG),
-        multiplier=draw(st.sampled_from([0, 1, 300, 65535])),
-        divisor=draw(st.sampled_from([0, 3, 20, 63])),
-    )
-
-
-@st.composite
-def scored_choices(draw: st.DrawFn) -> list[Instruction]:
-    """Scores of a tile, perhaps of more channels, and the choice among its tokens: few spikes give equal scores."""
-    first, chosen = draw(scores()), draw(choices())
-    more: list[Instruction] = [replace(first, values=first.values + 64, fresh=0)] if draw(FLAG) else []
-    tokens, keep = first.tokens, min(chosen.keep, first.tokens)
-    return [replace(first, fresh=1), *more, replace(chosen, sums=first.sums, tokens=tokens, keep=keep)]
-
-
-@st.composite
 def copies(draw: st.DrawFn) -> Load | Store:
     """Copies of every traffic, between DRAM's two halves and every buffer, merged or not."""
     spikes = draw(st.booleans())
@@ -513,42 +410,6 @@ def copies(draw: st.DrawFn) -> Load | Store:
         shape |= {} if spikes or draw(FLAG) else guarded
         return Load(**shape, source=draw(st.sampled_from([0, 2048])), target=near)
     return Store(**shape, source=near, target=2048)
-
-
-UNITS: dict[Unit, st.SearchStrategy[Instruction]] = {
-    Unit.DMA: copies(),
-    Unit.PE: st.one_of(accumulates(), depthwise(), st.one_of(pairings(), latches(KeepRows))),
-    Unit.NEURON: st.one_of(
-        st.one_of(fires(), counts_of_spikes(), guards(), latches(KeepNeurons)),
-        st.one_of(adds(), rescales(), masks(), pools(), pools_of_values(), dilations()),
-    ),
-    Unit.SFU: st.one_of(
-        st.one_of(multiplies(), attends(), sums(), sums_of_heads(), sums_of_values(), classifies(), decides()),
-        st.one_of(scores(), choices(), latches(KeepTokens)),
-    ),
-}
-ANY = st.one_of(*UNITS.values())
-"""Any instruction that changes the machine's memories."""
-KEPT: dict[Unit, st.SearchStrategy[list[Instruction]]] = {
-    Unit.PE: kept_accumulates(),
-    Unit.NEURON: kept_neurons(),
-    Unit.SFU: st.one_of(kept_attention(), scored_choices()),
-}
-"""Instructions that work on kept tokens, behind what latches them."""
-
-
-@st.composite
-def sequences(draw: st.DrawFn) -> list[Instruction]:
-    """Several layers on the same spikes, with anything in between that may or may not overwrite these spikes."""
-    first = draw(accumulates())
-    code: list[Instruction] = [first]
-    for _ in range(draw(st.integers(1, 4))):
-        if draw(st.booleans()):
-            code.append(draw(ANY))
-        values = {name: getattr(first, name) for name, _ in first.layout}
-        values |= draw(channel_masks("row", "column")) if draw(RARELY) else {}
-        code.append(Accumulate(**values | draw(accumulate_sides())))
-    return code
 
 
 SIZES = region_bytes(load_machine("c-step"), DRAM_BYTES)

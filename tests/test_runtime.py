@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import KEPT, UNITS, accumulates, accumulates_of_planes, fits, sequences
+from drawn import accumulates, accumulates_of_planes, fits
+from drawn_units import KEPT, UNITS, sequences
 from emulated import assert_agree, both_families, program_of, random_state
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st

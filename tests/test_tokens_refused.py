@@ -28,13 +28,15 @@ from isa.instructions import (
     Keep,
     KeepNeurons,
     KeepRows,
+    KeepTokens,
     KeepTop,
+    Rescale,
     ScoreSpikes,
     ScoreValues,
 )
 from isa.machine import load_machine
 from isa.program import Program
-from isa.verify import verify
+from isa.verify import check_kept, verify
 from isa.word import Instruction, encode
 from runtime.interpreter import run
 
@@ -94,6 +96,10 @@ def test_kept_rows_and_neurons_pass_and_run() -> None:
             "code word 10: fire: kept needs a keepneurons of 2 steps x 16 tokens; there is none before it",
         ),
         (
+            program(KeepNeurons(**LATCH | {"steps": 1}), before=NEURONS, kept=1),
+            "code word 11: fire: kept needs a keepneurons of 2 steps x 16 tokens; the latest has 1 x 16",
+        ),
+        (
             program(KeepRows(**LATCH | {"tokens": 4}), kept=1),
             "code word 10: accumulate: kept is for linear layers; the window must be one pixel of one row of tokens",
         ),
@@ -128,6 +134,47 @@ ATTEND = Attend(
     pixel_stride=2, value_pixel_stride=2, query_step_stride=8, key_step_stride=16, value_step_stride=16,
     values_first=0, q_planes=1, k_planes=1, v_planes=1, first_query=4, kept=1,
 )  # fmt: skip
+
+
+RESCALE = Rescale(
+    accumulators=0, constants=0, addend=0, result=0, steps=2, pixels=6, outputs=8, divisor=0, adds=0, narrow=0, small=0,
+    kept=1,
+)  # fmt: skip
+TOKENS, PIXELS = KeepTokens(kept=0, steps=1, tokens=8), KeepNeurons(kept=0, steps=2, tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ((ATTEND,), "code word 0: attend: kept needs a keeptokens of 1 steps x 8 tokens; there is none before it"),
+        (
+            (replace(TOKENS, tokens=4), ATTEND),  # as many as ask: keys are what is kept
+            "code word 1: attend: kept needs a keeptokens of 1 steps x 8 tokens; the latest has 1 x 4",
+        ),
+        (
+            (TOKENS, ATTEND, replace(TOKENS, steps=2), ATTEND),
+            "code word 3: attend: kept needs a keeptokens of 1 steps x 8 tokens; the latest has 2 x 8",
+        ),
+        (
+            (KeepRows(kept=0, steps=1, tokens=8), KeepNeurons(kept=0, steps=1, tokens=8), ATTEND),
+            "code word 2: attend: kept needs a keeptokens of 1 steps x 8 tokens; there is none before it",
+        ),
+        (
+            (ATTEND, TOKENS),
+            "code word 0: attend: kept needs a keeptokens of 1 steps x 8 tokens; there is none before it",
+        ),
+        ((RESCALE,), "code word 0: rescale: kept needs a keepneurons of 2 steps x 6 tokens; there is none before it"),
+        (
+            (replace(PIXELS, steps=6, tokens=2), RESCALE),
+            "code word 1: rescale: kept needs a keepneurons of 2 steps x 6 tokens; the latest has 6 x 2",
+        ),
+    ],
+)
+def test_latches_are_for_one_unit_and_one_shape(code: tuple[Instruction, ...], message: str) -> None:
+    check_kept((TOKENS, PIXELS, ATTEND, RESCALE, ATTEND, replace(ATTEND, kept=0, keys=4), replace(RESCALE, kept=0)))
+    with pytest.raises(CStepError) as caught:
+        check_kept(code)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

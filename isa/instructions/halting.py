@@ -34,8 +34,8 @@ class Halt(Instruction):
     """Base of what adds up halting scores; x is channel 0 of a block's output."""
 
     before: Annotated[int, reads(Region.OUTPUT, 18, only_if="follows", align=STREAM_BYTES)]
-    sums: Annotated[int, updates(Region.OUTPUT, 18, unless="start", align=STREAM_BYTES)]
-    state: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES, in_place=("before",))]
+    sums: Annotated[int, updates(Region.OUTPUT, 18, unless="start", align=STREAM_BYTES, apart=("before",))]
+    state: Annotated[int, writes(Region.OUTPUT, 18, align=STREAM_BYTES, apart=("sums",), in_place=("before",))]
     steps: Annotated[int, Count(4, 1)]
     tokens: Annotated[int, Count(14, 1)]
     multiplier: Annotated[int, Count(16)]
@@ -100,6 +100,10 @@ class HaltValues(Halt, opcode=0x2C, unit=Unit.SFU):
     Cycles: as `haltspikes`.
     """
 
+    sums: Annotated[int, updates(Region.OUTPUT, 18, unless="start", align=STREAM_BYTES, apart=("before", "values_at"))]
+    state: Annotated[
+        int, writes(Region.OUTPUT, 18, align=STREAM_BYTES, apart=("sums", "values_at"), in_place=("before",))
+    ]
     values_at: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
 
     def extents(self) -> dict[str, Strided]:
@@ -147,7 +151,7 @@ class KeepBelow(Instruction, opcode=0x2D, unit=Unit.SFU):
 class Weigh(Instruction):
     """Base of the sums by halting weights."""
 
-    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES)]
+    features: Annotated[int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES, apart=("state",))]
     state: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
     steps: Annotated[int, Count(4, 1)]
     tokens: Annotated[int, Count(14, 1)]
@@ -205,6 +209,9 @@ class WeighValues(Weigh, opcode=0x2F, unit=Unit.SFU):
     Cycles: as `weighspikes`.
     """
 
+    features: Annotated[
+        int, updates(Region.OUTPUT, 18, unless="fresh", align=ACCUMULATOR_BYTES, apart=("state", "values"))
+    ]
     values: Annotated[int, reads(Region.OUTPUT, 18, align=STREAM_BYTES)]
 
     def extents(self) -> dict[str, Strided]:

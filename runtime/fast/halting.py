@@ -45,7 +45,7 @@ def halt_token(row, memories, value, x):
     entered = load_i16(memories.output + row[HALT_SPIKES.before] + 4 * value) if row[HALT_SPIKES.follows] else 0
     kept = entered < row[HALT_SPIKES.limit]
     multiplier = -row[HALT_SPIKES.multiplier] if row[HALT_SPIKES.negative] else row[HALT_SPIKES.multiplier]
-    half = 1 << row[HALT_SPIKES.divisor] >> 1
+    half = 1 << (row[HALT_SPIKES.divisor] - 1) if row[HALT_SPIKES.divisor] else 0
     place = ((x * multiplier + half) >> row[HALT_SPIKES.divisor]) + row[HALT_SPIKES.bias] - BIAS_ZERO
     score = SIGMOID[min(max(place, 0), len(SIGMOID) - 1)] if kept else 0
     added = min(added + score, ONE)

@@ -66,7 +66,8 @@ def eval_command(
     from runtime.energy import energy_table
 
     energy_table(energy)
-    folder = output if output is not None else default_folder(Path(source.replace(":", "-")), data)
+    named = Path(source.replace(":", "-")) if epsilon is None else turned_name(source, epsilon)
+    folder = output if output is not None else default_folder(named, data)
     options: dict[str, Any] = {
         "resume": resume, "limit": limit, "shard": shard, "workers": workers, "backend": backend, "address": address,
         "kernels": kernels,
@@ -76,7 +77,9 @@ def eval_command(
             raise CStepError(f"{source}: a program holds its settings and weights; leave out what only compiling takes")
         program = cstep.load(source, machine)
         if epsilon is not None:
-            source = str(turned(program, epsilon, folder))
+            path = folder.with_name(named.name)
+            save_turned(program, epsilon, path)
+            source = str(path)
         evaluate_program(source, data, folder, report, energy, {**options, "share": share})
         return
     if epsilon is not None:
@@ -92,18 +95,21 @@ def eval_command(
     evaluate_ladder(source, data, folder, settings, checkpoints, calibration, images_as, machine or "c-step", options)
 
 
-def turned(program: Program, epsilon: float, folder: Path) -> Path:
-    """The program with another epsilon, as a file beside the results."""
+def turned_name(program_file: str, epsilon: float) -> Path:
+    """`net-epsilon-0.5.cstep` of `net.cstep`."""
+    return Path(f"{program_file.removesuffix(PROGRAM)}-epsilon-{epsilon:g}{PROGRAM}")
+
+
+def save_turned(program: Program, epsilon: float, path: Path) -> None:
+    """Write the program with another epsilon."""
     from isa.epsilon import with_epsilon
     from runtime.report.console import note
     from runtime.report.write import make_directory
 
-    path = folder.with_name(f"{folder.stem}-epsilon-{epsilon:g}{PROGRAM}")
     changed = with_epsilon(program, epsilon, "--epsilon ")
     make_directory(path.parent)
     changed.save(path)
     note(f"{path}: the program with that epsilon")
-    return path
 
 
 def evaluate_program(

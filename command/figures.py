@@ -75,7 +75,10 @@ def figures_command(
     title = f"{program.header.provenance.model or source}: {len(dataset):,} inputs of {dataset.name}"
     written = write_figures(output, title, found.points, found.layers, found.estimates)
     if tokens is not None and chooses_tokens(tokens):
-        written += write_depths(output, title, depths_in(tokens, dataset, observed), dataset.images)
+        try:
+            written += write_depths(output, title, depths_in(tokens, dataset, observed), dataset.images)
+        except CStepError as error:  # blocks with maps of several sizes
+            note(f"{source}: how deep tokens go is not drawn: {error}")
     show(summary(found))
     show(f"wrote {', '.join(map(str, written))}")
 

@@ -50,7 +50,7 @@ def chooses_tokens(program: Program) -> bool:
 def depths_of(program: Program, integers: NDArray[np.int8], progress: Callable[[int], None] | None = None) -> Depths:
     """Run a program on int8 inputs (see `quantise_input`), and look at every choice of tokens.
 
-    Raises CStepError for a program that makes none, and for tokens that are chosen tile by tile.
+    Raises CStepError for a program that makes none, and where blocks choose among different numbers of tokens.
     """
     shared = decoded(program)
     at = {index: each for index, each in enumerate(program.code) if isinstance(each, Chooses)}
@@ -59,7 +59,10 @@ def depths_of(program: Program, integers: NDArray[np.int8], progress: Callable[[
     layers = sorted({int(shared.layer[index]) for index in at})
     tokens = {each.tokens for each in at.values()}
     if len(tokens) > 1:
-        raise CStepError(f"tokens are chosen in tiles of {sorted(tokens)}; depths are of maps that are chosen at once")
+        several = ", ".join(map(str, sorted(tokens)))
+        raise CStepError(
+            f"blocks choose among {several} tokens; a depth is that of one token through blocks of one size"
+        )
     count, steps = tokens.pop(), program.header.timesteps
     kept = np.zeros((len(integers), len(layers), steps, count), np.uint8)
     machinery = Machinery(program, "fast", True)

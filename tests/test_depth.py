@@ -123,7 +123,7 @@ def test_maps_of_several_sizes_are_refused() -> None:
     program = program_of(network, 2, "layers", load_machine("c-step"))[0]
     with pytest.raises(CStepError) as caught:
         depths(program, inputs_of("qkformer-events"))
-    assert str(caught.value).startswith("tokens are chosen in tiles of [4, 16]; ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("blocks choose among 4, 16 tokens; ") and "\n" not in str(caught.value)
 
 
 KEPT = np.array([[[[1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0]], [[1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]]]] * 2, np.uint8)

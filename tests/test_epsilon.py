@@ -146,7 +146,7 @@ def test_the_command_turns_epsilon(
     refused = refuses("run", file, data, "--epsilon", 1)
     assert refused == "--epsilon 1; it must be 0 or more, and less than 1"
     folder = tmp_path / "new" / "out"
-    written = folder.with_name("out-epsilon-0.75.cstep")
+    written = folder.with_name(f"{Path(file).stem}-epsilon-0.75.cstep")
     said = says("eval", file, data, "-o", folder, "--epsilon", 0.75, "--workers", 1)
     assert f"{written}: the program with that epsilon" in said.replace("\n", "")
     assert written.read_bytes() == (tmp_path / "turned.cstep").read_bytes()

@@ -30,8 +30,6 @@ FEW = 16
 SHARED = 256
 """Images that the best settings are confirmed on with a mode beyond pairs."""
 FINALISTS = 3
-TRIED = 4
-"""Of a bound, how many settings are run on images that the search did not see."""
 MAIN, CURVE = 0.6, 0.8
 """Shares of the budget behind which the search for the bound asked for ends, and that for the curve."""
 
@@ -284,7 +282,7 @@ class Tuner:
         return min(best, key=lambda each: each.costed.costs[self.goal.objective])
 
     def _holding(self, beam: Beam, beams: Sequence[Beam], count: int) -> list[Found]:
-        """The cheapest that hold the bound on unseen images, too; some are tried.
+        """The cheapest that hold the bound on unseen images, too; one more than asked for is tried.
 
         Where one does not, fewer inputs leave at its exits until it does, or the exits are taken alone. What differs in
         exits only from one that did not hold is not looked at any more.
@@ -296,7 +294,7 @@ class Tuner:
         tried, spoiled = 0, set[str]()
         for each in sorted(pool.values(), key=lambda found: found.order):
             rest = of_canonical(each.trial.settings).model_copy(update={"exit": None}).canonical()
-            if tried == TRIED or len(holding) == count or rest in spoiled:
+            if tried > count or len(holding) == count or rest in spoiled:
                 continue
             if not self.bench.within(each.trial, beam.bound):
                 continue

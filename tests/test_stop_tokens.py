@@ -61,8 +61,12 @@ def test_module_and_programs_are_the_reference(name: str) -> None:
     assert 0.4 < check(name, ["0.5"]) < 0.7
 
 
-@SCORE
-@pytest.mark.parametrize("name", ["spikformer-imagenet", "spikingformer", "sdt-v1-events", "qkformer-events"])
+SOME = ("spikformer-imagenet", "spikingformer", "sdt-v1-events", "qkformer-events")
+
+
+@pytest.mark.parametrize(
+    ("name", "score"), [(SOME[(at + turn) % 4], score) for at, score in enumerate(SCORES) for turn in (0, 1)]
+)
 def test_every_score_is_the_reference(name: str, score: str) -> None:
     """Spikes and counts, a stream, a part of a block, and blocks of other sizes in one network."""
     check(name, ["0.3"], score, kernel=5, both=False)

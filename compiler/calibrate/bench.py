@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from time import perf_counter
@@ -49,6 +50,15 @@ class Budget:
             raise Exhausted
         if self.trials is not None and self.used_trials >= self.share * self.trials:
             raise Exhausted
+
+    @contextmanager
+    def beside(self) -> Generator[None]:
+        """What is tried meanwhile does not count."""
+        before = self.used_seconds, self.used_trials
+        try:
+            yield
+        finally:
+            self.used_seconds, self.used_trials = before
 
     def use(self, trial: Trial) -> None:
         self.used_seconds += trial.seconds

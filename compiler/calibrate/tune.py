@@ -270,7 +270,8 @@ class Tuner:
         """
         self.bench.budget.share = 1.0
         asked = beam.bound == self.goal.max_loss
-        finalists = self._holding(beam, beams, FINALISTS if asked else 1)
+        with self.bench.budget.beside():
+            finalists = self._holding(beam, beams, FINALISTS if asked else 1)
         chosen = [(each.trial, self._mode_of(each, self.modes if asked else self.modes[:2])) for each in finalists]
         for settings in (self.space.plain(), self._trained):
             whole = self.bench.run(settings, must=True)
@@ -309,16 +310,17 @@ class Tuner:
         return holding
 
     def _versions(self, whole: Trial, bound: float) -> Iterator[Trial]:
-        """A trial; the same where fewer leave; its exits alone, and those where fewer leave."""
+        """A trial; then it where fewer leave, its exits alone, and these where fewer leave: the cheapest first."""
         yield whole
-        yield from self.bench.tightened(whole, bound)
         exits = of_canonical(whole.settings).exit
-        if exits is not None:
-            alone = self._trained.model_copy(update={"exit": never_taken(exits)})
-            trial = self.bench.tuned(alone, bound, must=True)
-            if trial is not None and trial.settings != whole.settings:
-                yield trial
-                yield from self.bench.tightened(trial, bound)
+        if exits is None:
+            return
+        others = list(self.bench.tightened(whole, bound))
+        alone = self._trained.model_copy(update={"exit": never_taken(exits)})
+        trial = self.bench.tuned(alone, bound, must=True)
+        if trial is not None and trial.settings != whole.settings:
+            others += [trial, *self.bench.tightened(trial, bound)]
+        yield from sorted(others, key=lambda each: each.costs[self.goal.objective])
 
     def _holds(self, whole: Trial, bound: float) -> bool:
         """Whether settings lose no more than the bound, on the search's images and on unseen ones."""

@@ -177,6 +177,8 @@ class Tuner:
     """What the best mode costs over pairs on a few images, by settings."""
     passed_over: int = 0
     """Settings that did not hold their bound on unseen images."""
+    unshared: list[str] = field(default_factory=list[str])
+    """Bounds for whose settings no modes of sharing could be compared."""
 
     def run(self) -> Tuned:
         bench, goal = self.bench, self.goal
@@ -198,6 +200,11 @@ class Tuner:
             self.notes.append(
                 f"{self.passed_over} settings that held their bound in the search do not on {goal.unseen:,} images "
                 "that it did not see, and were passed over"
+            )
+        if self.unshared:
+            self.notes.append(
+                f"the budget was spent before modes of sharing could be compared for a loss of "
+                f"{', '.join(dict.fromkeys(self.unshared))}: {self._quick.mode} there; give a larger one and --resume"
             )
         return Tuned(
             goal=goal,
@@ -272,7 +279,9 @@ class Tuner:
         asked = beam.bound == self.goal.max_loss
         with self.bench.budget.beside():
             finalists = self._holding(beam, beams, FINALISTS if asked else 1)
-        chosen = [(each.trial, self._mode_of(each, self.modes if asked else self.modes[:2])) for each in finalists]
+        chosen = [
+            (each.trial, self._mode_of(beam.bound, each, self.modes if asked else self.modes[:2])) for each in finalists
+        ]
         for settings in (self.space.plain(), self._trained):
             whole = self.bench.run(settings, must=True)
             if self._holds(whole, beam.bound) and settings.sharing is not None:
@@ -330,7 +339,7 @@ class Tuner:
     def _confirmed(self, whole: Trial) -> Confirmed | None:
         return confirm(self.bench, whole.settings) if self.goal.unseen else None
 
-    def _mode_of(self, found: Found, modes: Sequence[RowSharing]) -> RowSharing:
+    def _mode_of(self, bound: float, found: Found, modes: Sequence[RowSharing]) -> RowSharing:
         """The mode that costs least on a few images; as far as the budget goes."""
         tried: list[tuple[float, RowSharing]] = []
         with suppress(Exhausted):
@@ -338,6 +347,8 @@ class Tuner:
                 trial = self._shared(found.trial, mode, FEW)
                 if not trial.refused:
                     tried.append((trial.costs[self.goal.objective], mode))
+        if not tried:
+            self.unshared.append(f"{bound:g}")
         return min(tried, key=lambda each: each[0])[1] if tried else self._quick
 
     def _best(self, bound: float, whole: Trial, mode: RowSharing, images: int) -> Best:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.calibrate.beam import Beam, Found
-from compiler.calibrate.bench import Bench, Budget, Exhausted, never_taken, of_canonical
-from compiler.calibrate.confirm import Confirmed, confirm
+from compiler.calibrate.bench import Bench, Budget, Exhausted, of_canonical
+from compiler.calibrate.confirm import Confirmed, Unseen
 from compiler.calibrate.journal import Journal, Part, Trial
 from compiler.calibrate.search import LEAST_IMAGES
 from compiler.calibrate.space import Space
@@ -175,10 +175,12 @@ class Tuner:
     """Of sharing, the best first."""
     ratios: dict[str, float] = field(default_factory=dict[str, float])
     """What the best mode costs over pairs on a few images, by settings."""
-    passed_over: int = 0
-    """Settings that did not hold their bound on unseen images."""
     unshared: list[str] = field(default_factory=list[str])
     """Bounds for whose settings no modes of sharing could be compared."""
+    unseen: Unseen = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unseen = Unseen(self.bench, self.goal.objective, self._trained)
 
     def run(self) -> Tuned:
         bench, goal = self.bench, self.goal
@@ -196,10 +198,10 @@ class Tuner:
         self._sort_modes()
         beams = self._search(baseline)
         points = [self._final(beam, beams) for beam in beams]
-        if self.passed_over:
+        if self.unseen.passed_over:
             self.notes.append(
-                f"{self.passed_over} settings that held their bound in the search do not on {goal.unseen:,} images "
-                "that it did not see, and were passed over"
+                f"{self.unseen.passed_over} settings that held their bound in the search do not on {goal.unseen:,} "
+                "images that it did not see, and were passed over"
             )
         if self.unshared:
             self.notes.append(
@@ -277,67 +279,19 @@ class Tuner:
         """
         self.bench.budget.share = 1.0
         asked = beam.bound == self.goal.max_loss
-        with self.bench.budget.beside():
-            finalists = self._holding(beam, beams, FINALISTS if asked else 1)
+        found = [each for other in beams for each in other.found.values()]
+        finalists = self.unseen.holding(found, beam.bound, FINALISTS if asked else 1)
         chosen = [
             (each.trial, self._mode_of(beam.bound, each, self.modes if asked else self.modes[:2])) for each in finalists
         ]
         for settings in (self.space.plain(), self._trained):
             whole = self.bench.run(settings, must=True)
-            if self._holds(whole, beam.bound) and settings.sharing is not None:
+            if self.unseen.holds(whole, beam.bound) and settings.sharing is not None:
                 chosen.append((whole, settings.sharing))
         beyond = any(mode.mode not in ("pair", "none") for _, mode in chosen)
         images = min(self.goal.shared, self.bench.images) if beyond else self.bench.images
         best = [self._best(beam.bound, whole, mode, images) for whole, mode in chosen]
         return min(best, key=lambda each: each.costed.costs[self.goal.objective])
-
-    def _holding(self, beam: Beam, beams: Sequence[Beam], count: int) -> list[Found]:
-        """The cheapest that hold the bound on unseen images, too; one more than asked for is tried.
-
-        Where one does not, fewer inputs leave at its exits until it does, or the exits are taken alone. What differs in
-        exits only from one that did not hold is not looked at any more.
-        """
-        if not self.goal.unseen:
-            return beam.top(count)
-        pool = {each.trial.settings: each for other in beams for each in other.found.values()}
-        holding: list[Found] = []
-        tried, spoiled = 0, set[str]()
-        for each in sorted(pool.values(), key=lambda found: found.order):
-            rest = of_canonical(each.trial.settings).model_copy(update={"exit": None}).canonical()
-            if tried > count or len(holding) == count or rest in spoiled:
-                continue
-            if not self.bench.within(each.trial, beam.bound):
-                continue
-            tried += 1
-            versions = self._versions(each.trial, beam.bound)
-            holds = next((trial for trial in versions if self._holds(trial, beam.bound)), None)
-            if holds is not None:
-                holding.append(replace(each, trial=holds))
-            if holds is not each.trial:
-                spoiled.add(rest)
-                self.passed_over += 1
-        return holding
-
-    def _versions(self, whole: Trial, bound: float) -> Iterator[Trial]:
-        """A trial; then it where fewer leave, its exits alone, and these where fewer leave: the cheapest first."""
-        yield whole
-        exits = of_canonical(whole.settings).exit
-        if exits is None:
-            return
-        others = list(self.bench.tightened(whole, bound))
-        alone = self._trained.model_copy(update={"exit": never_taken(exits)})
-        trial = self.bench.tuned(alone, bound, must=True)
-        if trial is not None and trial.settings != whole.settings:
-            others += [trial, *self.bench.tightened(trial, bound)]
-        yield from sorted(others, key=lambda each: each.costs[self.goal.objective])
-
-    def _holds(self, whole: Trial, bound: float) -> bool:
-        """Whether settings lose no more than the bound, on the search's images and on unseen ones."""
-        confirmed = self._confirmed(whole)
-        return self.bench.within(whole, bound) and (confirmed is None or confirmed.holds(bound))
-
-    def _confirmed(self, whole: Trial) -> Confirmed | None:
-        return confirm(self.bench, whole.settings) if self.goal.unseen else None
 
     def _mode_of(self, bound: float, found: Found, modes: Sequence[RowSharing]) -> RowSharing:
         """The mode that costs least on a few images; as far as the budget goes."""
@@ -354,7 +308,7 @@ class Tuner:
     def _best(self, bound: float, whole: Trial, mode: RowSharing, images: int) -> Best:
         costed = self._shared(whole, mode, images, must=True)
         plain = self.bench.run(self.space.plain(), images, must=True)
-        confirmed = self._confirmed(whole)
+        confirmed = self.unseen.confirmed(whole)
         settings = self._written(of_canonical(costed.settings), whole, confirmed)
         return Best(bound, settings, self.bench.loss(whole), whole, costed.on(images), plain.on(images), confirmed)
 

@@ -20,7 +20,7 @@ demo: .venv/installed
 
 ## The test suite, but for what takes minutes.
 test: .venv/installed-for-tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=12 -m "not slow"
 
 ## All of it.
 test-all: .venv/installed-for-tests

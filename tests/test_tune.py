@@ -117,8 +117,6 @@ def test_what_holds_on_images_of_the_search_alone_is_passed_over(case: Case, tmp
     images = np.concatenate([seen, case.images[RANGES:], unseen])
     labels = np.concatenate([labels[: len(seen)], labels[RANGES : len(seen)], labels[-50:], labels[-50:]])
     other = Case(case.model, images, labels)
-    fooled = other.tune(confirm=0, max_loss=0.0)
-    assert fooled.best.settings.exit is not None and fooled.best.confirmed is None
     found = other.tune(tmp_path / "out", confirm=50, max_loss=0.0)
     assert any("that it did not see, and were passed over" in note for note in found.notes)
     for each in found.points:
@@ -130,7 +128,8 @@ def test_what_holds_on_images_of_the_search_alone_is_passed_over(case: Case, tmp
         right = cstep.run(program, unseen, workers=1).labels == labels[-50:]
         assert each.confirmed.loss == pytest.approx(100 * (~right).mean())
         assert each.confirmed.error == pytest.approx(100 * right.std() / 50**0.5)
-    assert found.best.relative("operations") > fooled.best.relative("operations")
+    searched = [each for each in found.trials if not each.unseen and each.exit_rate > 0.5]
+    assert any(each.right >= found.reference.right for each in searched), "exits lost nothing in the search"
     again = other.tune(tmp_path / "out", confirm=50, max_loss=0.0, resume=True)
     assert again.ran == 0 and _known(again) == _known(found)
     with pytest.raises(CStepError, match="holds a search on other images or labels"):

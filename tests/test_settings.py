@@ -130,7 +130,7 @@ def test_sharing_is_the_last_pass_in_front_of_the_lowering(tmp_path: Path) -> No
         (LEAST + "[tokens]\nkeep = [0.5, 1.5]\n", "tokens.keep.1 = 1.5: it should be less than or equal to 1"),
         (LEAST + "[tokens]\nkeep = -0.5\n", "tokens.keep.0 = -0.5: it should be greater than or equal to 0"),
         (LEAST + "[tokens]\nkeep = nan\n", "tokens.keep.0"),
-        (LEAST + "[tokens]\nkeep = 0.5\nscore = 'best'\n", "'paper', 'spatial', 'temporal', 'code' or 'random'"),
+        (LEAST + "[tokens]\nkeep = 0.5\nscore = 'best'\n", "'magnitude', 'code' or 'random'"),
         (LEAST + "[tokens]\nkeep = 0.5\nkernel = 2\n", "tokens.kernel = 2: it should be 1, 3, 5 or 7"),
         (LEAST + "[tokens]\nkeep = 0.5\nseed = -1\n", "tokens.seed = -1: it should be greater than or equal to 0"),
         (LEAST + "[tokens]\nkeep = 1\nk = 3\n", "tokens.k: no such key; there are keep, score, kernel, seed, loss"),

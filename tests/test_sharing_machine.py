@@ -209,18 +209,23 @@ def compiled(name: str, mode: str, machine: Machine = REUSE) -> tuple[Program, N
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.usefixtures("single")
 def test_every_mode_gives_every_family_the_same_integers(name: str) -> None:
-    """Compiled with match, which has pairings beside; the other modes are put into the same program."""
+    """Compiled with match, which has pairings beside; the other modes are put into the same program.
+
+    The reference kernels, which take most of the time, run every other mode of a family.
+    """
     program, integers = compiled(name, "match")
     plain = run(program, integers, share=False, observe=True)
     assert plain.currents is not None and plain.spikes is not None
     for sharing in Sharing:
         each = with_sharing(program, sharing)
         verify(each)
-        kinds: tuple[Kernels, ...] = ("fast", "reference")
-        fast, reference = (run(each, integers, kernels=kernels, observe=True) for kernels in kinds)
-        assert np.array_equal(fast.counters.values, reference.counters.values)
-        assert np.array_equal(fast.partial_sums, reference.partial_sums)
-        for found in (fast, reference):
+        both = (sharing + list(FAMILIES).index(name)) % 2 == 0
+        kinds: tuple[Kernels, ...] = ("fast", "reference") if both else ("fast",)
+        fast, *reference = (run(each, integers, kernels=kernels, observe=True) for kernels in kinds)
+        for other in reference:
+            assert np.array_equal(fast.counters.values, other.counters.values)
+            assert np.array_equal(fast.partial_sums, other.partial_sums)
+        for found in (fast, *reference):
             assert np.array_equal(found.logits, plain.logits)
             assert found.currents is not None and found.spikes is not None
             for layer, currents in plain.currents.items():

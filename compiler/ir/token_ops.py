@@ -47,9 +47,9 @@ class KeepTokens(SpikeOperation):
     A token's score compares it with its `kernel` x `kernel` neighbourhood in `rows` x `columns` tokens (spatial), and
     with itself a timestep before (temporal); `isa.instructions.KeepTop` and `ScoreSpikes` have the integers. `score`:
     paper, both added; spatial or temporal alone; magnitude, what it holds, which is what it has changed by since it was
-    nothing; code, that of the published code: one set for all timesteps, of spikes
-    summed over time, whatever the neighbourhood. `multiplier` and `divisor` bring a change summed over channels into
-    exponents; values are shifted right by `drop` first.
+    nothing; code, that of the published code: one set for all timesteps, of spikes summed over time, whatever the
+    neighbourhood. `multiplier` and `divisor` bring a change summed over channels into exponents; values are shifted
+    right by `drop` first.
     """
 
     name = "spike.keep_tokens"

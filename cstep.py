@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isa.collector import collector_paused
+from isa.collector import collector_paused, only_new_collected
 from isa.errors import CStepError
 
 if TYPE_CHECKING:
@@ -389,6 +389,7 @@ def ladder(
 
 
 @collector_paused()
+@only_new_collected()
 def compile_checked(
     model: nn.Module,
     example: NDArray[np.float32],

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
+import torch
 
 import cstep
+
+# One thread of torch in the suite, and in what it starts: layers this small gain nothing from more, and where other
+# work keeps the cores busy they lose much. An epoch of examples/train.py takes 20 s with one thread and took 170 s
+# with two beside another worker of the suite. What torch rounds depends on their number, too.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

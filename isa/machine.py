@@ -53,6 +53,8 @@ class Machine(BaseModel):
     """How rows may share what they have in common (`isa.word.Sharing`)."""
     reuse_rows: int = Field(default=0, ge=0, le=4096, multiple_of=8)
     """Rows of a window, in which all modes but `pair` look for what to share."""
+    prefix_rows: int = Field(default=0, ge=0, le=4096, multiple_of=8)
+    """Rows of a window of `prefix`; 0: as many as of other modes."""
     prefix_channels: int = Field(default=0, ge=0)
     """Channels of a tile of `prefix`; 0: all of them."""
     forest_channels: int = Field(default=0, ge=0)
@@ -69,11 +71,16 @@ class Machine(BaseModel):
         beyond = [mode for mode in self.sharing if mode != "pair"]
         if beyond and not (self.reuse_rows and self.reuse_sums and self.matching_bits):
             raise ValueError(f"{beyond[0]} needs reuse_rows, reuse_sums and matching_bits of 1 or more")
-        if "prefix" in beyond and self.reuse_sums < self.reuse_rows:
+        rows = "prefix_rows" if self.prefix_rows else "reuse_rows"
+        if "prefix" in beyond and self.reuse_sums < self.shared_rows("prefix"):
             raise ValueError(
-                f"prefix stores up to a sum a row: reuse_sums must be reuse_rows={self.reuse_rows} or more"
+                f"prefix stores up to a sum a row: reuse_sums must be {rows}={self.shared_rows('prefix')} or more"
             )
         return self
+
+    def shared_rows(self, mode: str) -> int:
+        """Rows of a window in which a mode beyond `pair` looks for what to share."""
+        return (mode == "prefix" and self.prefix_rows) or self.reuse_rows
 
     @property
     def processing_elements(self) -> int:

@@ -58,8 +58,8 @@ SCHEDULES = ("layers", "windows")
 class Lowering:
     """What the stages' lowerings share: the machine, where trains lie in DRAM, and the emitter."""
 
-    def __init__(self, plan: Plan, machine: Machine, emit: Emitter, schedule: str) -> None:
-        self.plan, self.machine, self.emit = plan, machine, emit
+    def __init__(self, plan: Plan, machine: Machine, emit: Emitter, schedule: str, share: bool) -> None:
+        self.plan, self.machine, self.emit, self.share = plan, machine, emit, share
         self._dram: dict[SSAValue, SSAValue] = {}
         self._state: dict[str, SSAValue] = {}
         self._tilings: dict[Demand, Tiling] = {}
@@ -154,7 +154,7 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     lowered = network.with_module(ModuleOp([]))
     lowered.target = machine
     emit = Emitter(lowered)
-    lowering = Lowering(plan, machine, emit, schedule)
+    lowering = Lowering(plan, machine, emit, schedule, share)
     spread_where_needed(lowering)
     _join_guarded_calls(lowering)
     image = emit.buffer(Region.DRAM, plan.image.bytes, "input")
@@ -179,7 +179,7 @@ def lower(network: Network, machine: Machine, schedule: str, share: bool = True)
     for segment in range(len(lowering.segments)):
         for stage in plan.stages:
             for call in lowering.calls[stage.label][segment]:
-                _lower_stage(lowering, stage, call, share, logits)
+                _lower_stage(lowering, stage, call, logits)
                 lowering.masks.conclude(stage, call)
     emit.append(OPS[End].of({}))
     return lowered
@@ -214,7 +214,7 @@ def _is_one_tile(lowering: Lowering, stage: Stage) -> bool:
         return False
 
 
-def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logits: SSAValue) -> None:
+def _lower_stage(lowering: Lowering, stage: Stage, call: Call, logits: SSAValue) -> None:
     """Mark the layer, and emit its instructions."""
     operation = _operation(stage)
     neurons, fires = (), ""
@@ -226,7 +226,7 @@ def _lower_stage(lowering: Lowering, stage: Stage, call: Call, share: bool, logi
         lowering.emit.layer(stage.label, stage.source, operation, binary, neurons, fires)
     match stage:
         case WeightedStage():
-            lower_weighted(lowering, stage, call, share)
+            lower_weighted(lowering, stage, call)
         case AttentionStage():
             lower_attention(lowering, stage, call)
         case StreamStage():

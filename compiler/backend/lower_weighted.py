@@ -23,7 +23,7 @@ from compiler.backend.lower_end import (
     without_sums,
 )
 from compiler.backend.memory import TrainInfo
-from compiler.backend.pairing import Partners, Tables, sharing_on
+from compiler.backend.pairing import Partners, Tables, sharing_on, window_rows
 from compiler.backend.stages import Neurons, Rescaling, WeightedStage
 from compiler.backend.tile import halo_rows, spans
 from compiler.backend.tile_weighted import Demand, Tiling
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
     from compiler.backend.lower import Lowering
 
 
-def lower_weighted(lowering: Lowering, stage: WeightedStage, call: Call, share: bool) -> None:
+def lower_weighted(lowering: Lowering, stage: WeightedStage, call: Call) -> None:
     """Emit a weighted stage for one call, group by group: what fits one group then fits all."""
     for group in range(stage.groups):
-        lowering.emit.pipeline(_Weighted(lowering, stage, call, share, group).steps())
+        lowering.emit.pipeline(_Weighted(lowering, stage, call, group).steps())
 
 
 def is_one_tile(lowering: Lowering, stage: WeightedStage) -> bool:
     """Whether all pixels, and all inputs, of a tile of outputs are computed in one go."""
-    first = _Weighted(lowering, stage, lowering.calls_of(stage)[0], False, 0)
+    first = _Weighted(lowering, stage, lowering.calls_of(stage)[0], 0)
     tiling = first.tiling
     return tiling.pixels >= stage.geometry.extent and (first.is_depthwise or tiling.inputs >= first.inputs)
 
@@ -69,7 +69,7 @@ class _Held:
 class _Weighted:
     """One group of a weighted stage in one call."""
 
-    def __init__(self, lowering: Lowering, stage: WeightedStage, call: Call, share: bool, group: int) -> None:
+    def __init__(self, lowering: Lowering, stage: WeightedStage, call: Call, group: int) -> None:
         self.lowering, self.stage, self.call = lowering, stage, call
         self.emit, self.plan = lowering.emit, lowering.plan
         self.value = self.plan.memory(stage.inputs[0])
@@ -84,10 +84,10 @@ class _Weighted:
         self.weight = stage.weight[..., self.first_output : self.first_output + outputs]
         self.inputs = outputs if self.is_depthwise else self.weight.shape[2]
         self.first_input = group * self.inputs
+        self.sharing = sharing_on(lowering.machine, stage) if lowering.share and self.planes else Sharing.NONE
         self.tiling = self._choose()
         name = stage.label if stage.groups == 1 else f"{stage.label}.group.{group}"
         self.part = Part(name, _channels_of(stage, self.first_output, outputs), self.tiling.outputs, self.first_output)
-        self.sharing = sharing_on(lowering.machine, stage) if share and self.planes else Sharing.NONE
         self.partners = Partners(stage, lowering.emit) if self.sharing == Sharing.MATCH else None
         self._weights: tuple[Span, Span, SSAValue, dict[str, Place]] | None = None
         self._inputs: dict[tuple[Span, Span, int], _Held] = {}
@@ -113,6 +113,7 @@ class _Weighted:
             timesteps=self.input.steps,
             run=made.run if isinstance(made, TrainInfo) else 0,
             input_run=self.input.run if isinstance(self.input, TrainInfo) else 0,
+            shared_rows=window_rows(lowering.machine, self.sharing),
         )
         return lowering.tiling(demand, stage.where)
 

@@ -27,6 +27,11 @@ def sharing_on(machine: Machine, stage: WeightedStage) -> Sharing:
     return sharing
 
 
+def window_rows(machine: Machine, sharing: Sharing) -> int:
+    """Rows that share what any of them has in common; 0 where only neighbours and partners do."""
+    return machine.shared_rows(sharing.name.lower()) if sharing in (Sharing.PREFIX, Sharing.FOREST) else 0
+
+
 Tables = dict[Span, SSAValue]
 """Buffers by the first and number of the rows that a table is for."""
 

@@ -65,7 +65,8 @@ def windows_of(
     every = np.ones((steps, pixels), np.bool_) if kept is None else kept
     flat = bits.reshape(-1, channels)
     mates = pairing.mates(steps, pixels) if sharing == Sharing.MATCH else np.zeros(0, np.int64)
-    for rows in _cut(every, sharing, machine.reuse_rows, pairing.timesteps):
+    most = machine.shared_rows(sharing.name.lower())
+    for rows in _cut(every, sharing, most, pairing.timesteps):
         if len(rows):
             yield Window(rows, _shared(np.ascontiguousarray(flat[rows]), sharing, machine, rows, mates))
 

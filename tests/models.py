@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,17 +44,6 @@ class Shape:
     attention_scale: float = 0.125
     rate: float = 0.15
     seed: int = 0
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from threads, and lose much where other work keeps the cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def spikformer(shape: Shape) -> tuple[Spikformer, NDArray[np.float32]]:

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from compiler.zoo import build
 from compiler.zoo.random_weights import NORMS, draw
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Layers this small gain little from threads, and lose much where other work keeps the cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def structure(name: str) -> tuple[str, int]:
@@ -59,6 +46,6 @@ def assert_published_logits(model: nn.Module, example: Tensor, expected: tuple[f
     The tolerance is for a spike that tips over where torch adds in another order.
     """
     draw_loud(model)
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         logits = model.eval()(example)
     torch.testing.assert_close(logits, torch.tensor([expected]), rtol=0, atol=0.02)

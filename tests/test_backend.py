@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -16,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import BACK_END, Shape, compiled, digits, one_thread, spikformer
+from models import BACK_END, Shape, compiled, digits, spikformer
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -73,26 +72,18 @@ ODD = Shape(embed_dims=24, num_heads=3, timesteps=5, image=(2, 12, 20), tau=1.5,
 TIGHT = {"weight_buffer_bytes": 5120, "spike_buffer_bytes": 2048, "output_buffer_bytes": 4096}
 
 
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
 @pytest.fixture(scope="module", params=["digits", "odd", "odd and tight"])
 def case(request: pytest.FixtureRequest) -> Case:
     """The trained digits network, one of odd sizes, and that one on a machine that it does not fit in one tile."""
     machine = load_machine("c-step")
-    with one_thread():
-        if request.param == "digits":
-            return Case.of(*digits(), machine)
-        return Case.of(*small(ODD), machine.with_changes(**TIGHT) if "tight" in request.param else machine)
+    if request.param == "digits":
+        return Case.of(*digits(), machine)
+    return Case.of(*small(ODD), machine.with_changes(**TIGHT) if "tight" in request.param else machine)
 
 
 @pytest.fixture(scope="module")
 def odd() -> Case:
-    with one_thread():
-        return Case.of(*small(ODD), load_machine("c-step"))
+    return Case.of(*small(ODD), load_machine("c-step"))
 
 
 def same_integers(left: RunResult, right: RunResult) -> bool:

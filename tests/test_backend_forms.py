@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from exact import assert_exact
 from forms import COLUMNS, FORMS, IMAGE_CHANNELS, ROWS, form
-from models import one_thread
 from numpy.typing import NDArray
 
 from compiler.ir.meaning import Executor
@@ -19,12 +16,6 @@ WHOLE = load_machine("c-step")
 TIGHT = WHOLE.with_changes(
     weight_buffer_bytes=5120, spike_buffer_bytes=5120, output_buffer_bytes=4096, constant_buffer_bytes=640
 )
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def images(name: str, timesteps: int) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ from compiler.settings import GuardMode, Model, Parts, Score, Settings
 from compiler.zoo import Spikformer
 from isa.errors import CStepError
 from isa.machine import load_machine
-from tests.models import Shape, one_thread, spikformer
+from tests.models import Shape, spikformer
 
 Logits = NDArray[np.float64]
 
@@ -146,11 +146,10 @@ def test_what_cannot_be_calibrated_is_refused(wanted: Wanted, steps: int, classe
 
 
 def test_timesteps_are_taken_from_the_least_sensitive_groups_first() -> None:
-    with one_thread():
-        model, images = spikformer(Shape(depths=1))
-        front = front_passes(load_machine("c-step"), images, None)
-        network = integer_network(import_model(model, torch.from_numpy(images[:1])), front, images)
-        found = sensitivities(network, images[:2])
+    model, images = spikformer(Shape(depths=1))
+    front = front_passes(load_machine("c-step"), images, None)
+    network = integer_network(import_model(model, torch.from_numpy(images[:1])), front, images)
+    found = sensitivities(network, images[:2])
     assert {each.group for each in found} == {"sps", "qkv", "attn", "mlp"}
     assert [each.similarity for each in found] == sorted((each.similarity for each in found), reverse=True)
     assert all(0 <= each.similarity <= 1 + 1e-9 for each in found)
@@ -161,18 +160,17 @@ def test_timesteps_are_taken_from_the_least_sensitive_groups_first() -> None:
 
 
 def test_masks_are_found_under_the_bound_and_make_the_same_program_again() -> None:
-    with one_thread():
-        model, images = spikformer(Shape(classes=3))
-        inputs = np.random.default_rng(3).standard_normal((120, *images.shape[1:])).astype(np.float32)
-        labels = cstep.run(cstep.compile(model, images[:1], calibration=images, check=False), inputs).labels
-        found = cstep.calibrate(
-            model, images[:1], inputs, labels, calibration=images, after=(), guard=None, timesteps=True, loss=20.0
-        )
-        assert found.exit is None and found.guard is None
-        assert found.timesteps is not None and found.timesteps.average is not None and found.timesteps.loss is not None
-        assert found.timesteps.average < 4
-        masked = cstep.compile(model, images[:1], calibration=images, check=False, settings=found)
-        lost = 100 * float((cstep.run(masked, inputs).labels != labels).mean())
+    model, images = spikformer(Shape(classes=3))
+    inputs = np.random.default_rng(3).standard_normal((120, *images.shape[1:])).astype(np.float32)
+    labels = cstep.run(cstep.compile(model, images[:1], calibration=images, check=False), inputs).labels
+    found = cstep.calibrate(
+        model, images[:1], inputs, labels, calibration=images, after=(), guard=None, timesteps=True, loss=20.0
+    )
+    assert found.exit is None and found.guard is None
+    assert found.timesteps is not None and found.timesteps.average is not None and found.timesteps.loss is not None
+    assert found.timesteps.average < 4
+    masked = cstep.compile(model, images[:1], calibration=images, check=False, settings=found)
+    lost = 100 * float((cstep.run(masked, inputs).labels != labels).mean())
     assert lost == pytest.approx(found.timesteps.loss)
     assert lost <= 20
 
@@ -219,8 +217,7 @@ def looked_for(
 
 
 def test_tokens_are_taken_where_that_costs_least() -> None:
-    with one_thread():
-        found, tried = looked_for((0, 3), loss=7.0)
+    found, tried = looked_for((0, 3), loss=7.0)
     tokens = found.settings.tokens
     assert found.blocks == ("block.0", "block.1")
     assert tokens is not None and (tokens.keep, tokens.score, tokens.loss) == ((0.0, 0.75), "paper", 6.0)
@@ -231,24 +228,21 @@ def test_tokens_are_taken_where_that_costs_least() -> None:
 
 
 def test_tokens_that_are_all_needed_stay() -> None:
-    with one_thread():
-        found, tried = looked_for((1, 2), loss=0.0)
+    found, tried = looked_for((1, 2), loss=0.0)
     assert found.settings.tokens is None
     assert tried == ["1.0,0.875", "0.875,1.0"]
     assert found.warnings == ["tokens: no block loses at most 0 points with an eighth fewer of them"]
 
 
 def test_a_block_in_which_none_can_be_stopped_is_said_and_left() -> None:
-    with one_thread():
-        found, tried = looked_for((40, None), loss=50.0)
+    found, tried = looked_for((40, None), loss=50.0)
     assert found.settings.tokens is not None and found.settings.tokens.keep == (0.875, 1.0)
     assert tried == ["1.0,0.875", "0.875,1.0", "0.75,1.0"]
     assert found.warnings == ["tokens: no 0.875 of them in block.1: stop-tokens: not here"]
 
 
 def test_where_no_guard_can_be_what_was_found_before_is_kept() -> None:
-    with one_thread():
-        found, _ = looked_for((10,), loss=30.0, guard="both")
+    found, _ = looked_for((10,), loss=30.0, guard="both")
     assert found.settings.tokens is not None and found.settings.tokens.keep == (0.625,)
     assert found.settings.guard is None
     assert found.warnings == ["guard: none after 2 timesteps: guard-channels: not here"]
@@ -259,52 +253,49 @@ def test_tokens_are_found_under_the_bound_and_make_the_same_program_again(
     steps: int, after: tuple[int, ...], score: Score, bound: float
 ) -> None:
     """With exits, which are found behind them, and for a model of one timestep."""
-    with one_thread():
-        model, images = spikformer(Shape(classes=10, timesteps=steps, seed=3))
-        inputs = np.random.default_rng(3).standard_normal((120, *images.shape[1:])).astype(np.float32)
-        labels = cstep.run(cstep.compile(model, images[:1], calibration=images, check=False), inputs).labels
-        found = cstep.calibrate(
-            model, images[:1], inputs, labels, calibration=images, after=after, guard=None, tokens=True, score=score,
-            loss=bound,
-        )  # fmt: skip
-        assert found.tokens is not None and found.tokens.loss is not None
-        assert found.tokens.score == score
-        assert 0 < found.tokens.keep[0] < 1
-        assert 0 < found.tokens.loss <= bound
-        without = [found.model_copy(update={"exit": None})] if found.exit else []
-        for settings in (found, *without):
-            stopped = cstep.compile(model, images[:1], calibration=images, check=False, settings=settings)
-            lost = 100 * float((cstep.run(stopped, inputs).labels != labels).mean())
-            assert lost == pytest.approx((settings.exit or found.tokens).loss)
-            assert lost <= bound
+    model, images = spikformer(Shape(classes=10, timesteps=steps, seed=3))
+    inputs = np.random.default_rng(3).standard_normal((120, *images.shape[1:])).astype(np.float32)
+    labels = cstep.run(cstep.compile(model, images[:1], calibration=images, check=False), inputs).labels
+    found = cstep.calibrate(
+        model, images[:1], inputs, labels, calibration=images, after=after, guard=None, tokens=True, score=score,
+        loss=bound,
+    )  # fmt: skip
+    assert found.tokens is not None and found.tokens.loss is not None
+    assert found.tokens.score == score
+    assert 0 < found.tokens.keep[0] < 1
+    assert 0 < found.tokens.loss <= bound
+    without = [found.model_copy(update={"exit": None})] if found.exit else []
+    for settings in (found, *without):
+        stopped = cstep.compile(model, images[:1], calibration=images, check=False, settings=settings)
+        lost = 100 * float((cstep.run(stopped, inputs).labels != labels).mean())
+        assert lost == pytest.approx((settings.exit or found.tokens).loss)
+        assert lost <= bound
 
 
 def test_tokens_that_do_not_matter_all_stop() -> None:
     """The logits are the head's bias."""
-    with one_thread():
-        model, images = spikformer(Shape(classes=3))
-        torch.nn.init.zeros_(model.head.weight)
-        inputs = np.random.default_rng(3).standard_normal((100, *images.shape[1:])).astype(np.float32)
-        labels = np.full(100, int(model.head.bias.argmax()))
-        found = cstep.calibrate(
-            model, images[:1], inputs, labels, calibration=images, after=(), guard=None, tokens=True, loss=0.0
-        )
+    model, images = spikformer(Shape(classes=3))
+    torch.nn.init.zeros_(model.head.weight)
+    inputs = np.random.default_rng(3).standard_normal((100, *images.shape[1:])).astype(np.float32)
+    labels = np.full(100, int(model.head.bias.argmax()))
+    found = cstep.calibrate(
+        model, images[:1], inputs, labels, calibration=images, after=(), guard=None, tokens=True, loss=0.0
+    )
     assert found.tokens is not None and (found.tokens.keep, found.tokens.loss) == ((0.0,), 0.0)
 
 
 def test_tokens_of_a_model_without_blocks_are_refused_before_anything_is_run() -> None:
-    with one_thread():
-        model, images = spikformer(Shape(depths=0))
-        trials = Pretended(quantised(model, images), load_machine("c-step"), images, emulator())
-        trials = replace(trials, inputs=np.zeros((100, *images.shape[1:]), np.float32))
-        settings = Settings(model=Model(name="plain"))
-        with pytest.raises(CStepError, match=r"^--tokens auto: stop-tokens: the network has no transformer blocks"):
-            calibrate(trials, np.zeros(100, np.int64), Wanted(tokens=True), settings)
+    model, images = spikformer(Shape(depths=0))
+    trials = Pretended(quantised(model, images), load_machine("c-step"), images, emulator())
+    trials = replace(trials, inputs=np.zeros((100, *images.shape[1:]), np.float32))
+    settings = Settings(model=Model(name="plain"))
+    with pytest.raises(CStepError, match=r"^--tokens auto: stop-tokens: the network has no transformer blocks"):
+        calibrate(trials, np.zeros(100, np.int64), Wanted(tokens=True), settings)
     assert not trials.seen
 
 
 def test_labels_of_other_classes_are_refused() -> None:
     model, images = spikformer(Shape(classes=3, depths=1))
     inputs = np.random.default_rng(3).standard_normal((100, *images.shape[1:])).astype(np.float32)
-    with one_thread(), pytest.raises(CStepError, match=r"label 3; the model's 3 classes are 0\.\.2"):
+    with pytest.raises(CStepError, match=r"label 3; the model's 3 classes are 0\.\.2"):
         cstep.calibrate(model, images[:1], inputs, np.full(100, 3), calibration=images)

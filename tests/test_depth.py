@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +13,6 @@ import pytest
 from exact import program_of
 from families import FAMILIES
 from integer import STEPS, integer_module
-from models import one_thread
 from numpy.typing import NDArray
 from programs import small_program
 
@@ -26,7 +24,7 @@ from compiler.passes.halt_tokens import HaltTokens
 from compiler.passes.insert_exits import InsertExits
 from compiler.passes.network_pass import NetworkPass
 from compiler.passes.stop_tokens import StopTokens
-from isa.errors import CStepError, CStepWarning
+from isa.errors import CStepError
 from isa.machine import load_machine
 from isa.program import Program
 from runtime.depth import Depths, chooses_tokens, depths_of
@@ -37,12 +35,7 @@ INPUTS = 4
 HALTS = HaltTokens(alpha=-1.0, beta=-0.5, epsilon=0.3)
 SVG = "{http://www.w3.org/2000/svg}"
 
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", CStepWarning)
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
 
 
 def inputs_of(name: str) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exact import program_of
 from integer import integer_module
-from models import Shape, one_thread, spikformer
+from models import Shape, spikformer
 from programs import small_program
 
 import cstep
@@ -27,12 +27,6 @@ from isa.program import Program
 RULES = {"alpha": -1.0, "beta": -0.5}
 
 
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
 def compiled(epsilon: float) -> Program:
     """Two blocks with the same weights each time."""
     model, images = spikformer(Shape(depths=2))
@@ -42,8 +36,7 @@ def compiled(epsilon: float) -> Program:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    with one_thread():
-        return compiled(0.01)
+    return compiled(0.01)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,6 @@ Layer = tuple[tuple[int, ...], int, int, int]
 CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default")
 NEURONS = {spike.Lif: "aten.stack.default", spike.Level: "aten.clamp.default"}
 """What every call of a neuron of the zoo does once."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def calls(program: ExportedProgram, *names: str) -> list[Any]:

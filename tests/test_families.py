@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
 from exact import assert_exact
 from families import FAMILIES
-from models import one_thread
 
 from compiler.calibrate.ranges import LEAST_IMAGES, image_scale
 from compiler.frontend.importer import import_model
@@ -18,12 +16,6 @@ from compiler.pipeline import DEFAULT_PASSES, parse_passes
 TO_INTEGERS = DEFAULT_PASSES.partition(",lower-to-cstep")[0]
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 SCHEDULE = pytest.mark.parametrize("schedule", ["layers", "windows"])
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @cache

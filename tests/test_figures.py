@@ -27,7 +27,7 @@ from runtime.report.motivation import (
     observe,
 )
 from runtime.report.motivation_files import write_figures
-from tests.models import Shape, one_thread, spikformer
+from tests.models import Shape, spikformer
 
 INPUTS = 6
 Integers = NDArray[np.int8]
@@ -36,11 +36,10 @@ Integers = NDArray[np.int8]
 @pytest.fixture(scope="module")
 def program() -> Program:
     """A small network with exits after 1 and 2 of 4 timesteps."""
-    with one_thread():
-        model, images = spikformer(Shape())
-        exits = Exit(after=(1, 2), tau=(0.2501, 0.3))
-        settings = Settings(model=Model(name="net"), exit=exits)
-        return cstep.compile(model, images[:1], calibration=images, check=False, settings=settings)
+    model, images = spikformer(Shape())
+    exits = Exit(after=(1, 2), tau=(0.2501, 0.3))
+    settings = Settings(model=Model(name="net"), exit=exits)
+    return cstep.compile(model, images[:1], calibration=images, check=False, settings=settings)
 
 
 @pytest.fixture(scope="module")

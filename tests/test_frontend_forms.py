@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -23,14 +23,6 @@ from isa.errors import CStepError
 
 LINE = r"test_frontend_forms\.py:\d+"
 STEPS, CHANNELS, HEIGHT, WIDTH, CLASSES = 3, 4, 4, 6, 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Says(nn.Module):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from exact import program_of
 from forms import COLUMNS, FORMS, IMAGE_CHANNELS, ROWS, form
-from models import compiled, digits, one_thread
+from models import compiled, digits
 from numpy.typing import NDArray
 
 from compiler.backend.group import plan_stages
@@ -34,12 +33,6 @@ TIGHT = WHOLE.with_changes(
     weight_buffer_bytes=5120, spike_buffer_bytes=5120, output_buffer_bytes=4096, constant_buffer_bytes=640
 )
 T = 4
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def images(name: str) -> NDArray[np.float32]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from integer import STEPS, changed, integer_module
 from lossy import exits_of, masks_of, passes_of
-from models import one_thread
 from stepwise import Guard, Stepwise
 from stopped import assert_stops, assert_stops_beside
 
@@ -20,7 +18,6 @@ from compiler.ir import spike
 from compiler.ir.meaning import Executor
 from compiler.ir.network import Network
 from compiler.pipeline import parse_passes
-from isa.errors import CStepWarning
 from isa.scores import SIGMOID
 
 FAMILY = pytest.mark.parametrize("name", FAMILIES_THAT_HALT)
@@ -28,12 +25,7 @@ DEPTHS = 3
 RULES = (-1.0, -0.5, "0.01")
 """Under which tokens of random models halt, and some do not."""
 
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", CStepWarning)
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
 
 
 def check(
@@ -101,11 +93,10 @@ def test_any_number_of_tokens_timesteps_and_blocks(
 ) -> None:
     """1x1, 1x3, 3x1, 3x3 and 5x3 tokens."""
     name = "spikformer-cifar"
-    with one_thread():
-        network = integer_module(name, steps, pixels, depths)
-        inputs = changed(name, pixels).inputs(2, seed=steps)
-        halted, halting = halt(network, name, depths, *rules, output, (pixels[0] // 4, pixels[1] // 4))
-        assert_stops(Stepwise(network, halting=halting), halted, inputs, ["windows"])
+    network = integer_module(name, steps, pixels, depths)
+    inputs = changed(name, pixels).inputs(2, seed=steps)
+    halted, halting = halt(network, name, depths, *rules, output, (pixels[0] // 4, pixels[1] // 4))
+    assert_stops(Stepwise(network, halting=halting), halted, inputs, ["windows"])
 
 
 def test_a_score_is_the_sigmoid_to_a_hundredth() -> None:

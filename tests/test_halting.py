@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,6 @@ from families import FAMILIES
 from halted import rules_in_reals
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import one_thread
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -40,12 +38,6 @@ IMAGES = ("spikformer-cifar", "spikformer-imagenet", "spikingformer", "spikingfo
 EVENTS = ("spikformer-events", "spikingformer-events")
 RULES = {"alpha": -1.0, "beta": -0.5}
 """Under which tokens of random models halt, and some do not."""
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,14 +11,6 @@ from families import FAMILIES
 from compiler.frontend.eager import compare_with_eager
 from compiler.frontend.importer import import_model
 from compiler.ir.meaning import NEURONS, execute
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from models import compiled, one_thread
+from models import compiled
 from test_passes import GOLDEN
 
 from compiler.backend.group import plan_stages
@@ -31,12 +30,6 @@ IMAGES = ("spikformer-cifar", "spikformer-imagenet", "spikingformer", "spikingfo
 SPIKFORMERS = IMAGES[:2]
 SCHEDULES = pytest.mark.parametrize("schedule", ["layers", "windows"])
 LATER = "mask-timesteps,hoist-invariant,"
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def plain(name: str, steps: int | None = None) -> Network:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from runtime.evaluate.ladder_files import write_ladder
 from runtime.evaluate.ladder_table import LadderTable
 from runtime.interpreter import run
 from runtime.quantise import quantise_input
-from tests.models import Shape, one_thread, spikformer
+from tests.models import Shape, spikformer
 
 INPUTS, WIDTH = 12, 120
 
@@ -56,12 +55,11 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case() -> Iterator[Case]:
-    with one_thread():
-        model, _ = spikformer(Shape(classes=5))
-        images = np.random.default_rng(3).standard_normal((200, 1, 16, 16)).astype(np.float32)
-        program = cstep.compile(model, images[:1], calibration=images[:16], check=False)
-        yield Case(model, images, cstep.run(program, images).labels)
+def case() -> Case:
+    model, _ = spikformer(Shape(classes=5))
+    images = np.random.default_rng(3).standard_normal((200, 1, 16, 16)).astype(np.float32)
+    program = cstep.compile(model, images[:1], calibration=images[:16], check=False)
+    return Case(model, images, cstep.run(program, images).labels)
 
 
 @pytest.fixture(scope="module")

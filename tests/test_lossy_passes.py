@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,13 +11,11 @@ from exact import program_of
 from families import FAMILIES
 from integer import STEPS, integer_module
 from lossy import NEAR, exits_of, masks_of, passes_of
-from models import one_thread
 from numpy.typing import NDArray
 from stepwise import Guard, Result, Stepwise, confidence
 
 from compiler.ir.meaning import NEURONS, Executor
 from compiler.pipeline import parse_passes
-from isa.errors import CStepWarning
 from isa.logarithms import LOG_BITS, POWER_BITS, certainty, largest_probability
 from isa.machine import load_machine
 from runtime.interpreter import quantise_input, run
@@ -27,12 +24,7 @@ FAMILY = pytest.mark.parametrize("name", FAMILIES)
 VARIANTS = ("masked", "exited", "rows", "columns", "both", "together")
 VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", CStepWarning)
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
 
 
 class Case:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,14 +40,6 @@ from isa.errors import CStepError, CStepWarning
 FAMILY = FAMILIES["spikformer-cifar"]
 WITH_HOLE, FIRST_TWO = (0.5, -1.0, 0.5, 1.0), (0.0, 1.0, 0.5, 0.4)
 """Scores whose masks are 1011 and 1100."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

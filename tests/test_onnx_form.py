@@ -1,6 +1,5 @@
 """The ONNX form and meaning.py give the same integers: every neuron's current, and the logits."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,6 @@ from runtime.dataset import load_dataset
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "examples" / "spikformer-digits.safetensors"
 Array = NDArray[np.generic]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -34,14 +34,6 @@ GENERATOR = np.random.default_rng(3)
 ROUNDING = 1e-5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def logits(model: nn.Module, x: Array) -> Array:
     with torch.no_grad():
         return model(torch.from_numpy(x)).numpy()

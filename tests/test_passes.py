@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from golden import Golden, made_up_inputs
-from models import emulate, one_thread
+from models import emulate
 
 from compiler.check import Checker
 from compiler.ir.network import Network, parse
@@ -21,12 +20,6 @@ GOLDEN = sorted((Path(__file__).parent / "passes").glob("*.spike"))
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(params=GOLDEN, ids=lambda path: path.stem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from golden import made_up_inputs, made_up_weights
-from models import BACK_END, Shape, compiled, emulate, one_thread, spikformer
+from models import BACK_END, Shape, compiled, emulate, spikformer
 from numpy.typing import NDArray
 from xdsl.dialects.builtin import ArrayAttr, IntAttr
 
@@ -35,26 +35,18 @@ from isa.program import program_bytes
 Images = NDArray[np.float32]
 
 
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
 @pytest.fixture(scope="module")
 def imported() -> tuple[Network, Images]:
     """A small Spikformer whose attention hits its threshold exactly now and then."""
-    with one_thread():
-        model, images = spikformer(Shape(embed_dims=24, num_heads=3, timesteps=3, image=(2, 12, 20), seed=5))
-        return import_model(model, torch.from_numpy(images[:1])), images
+    model, images = spikformer(Shape(embed_dims=24, num_heads=3, timesteps=3, image=(2, 12, 20), seed=5))
+    return import_model(model, torch.from_numpy(images[:1])), images
 
 
 @pytest.fixture(scope="module")
 def dumped(imported: tuple[Network, Images], tmp_path_factory: pytest.TempPathFactory) -> tuple[Compiled, Path]:
     """The compiled network, and where its dumps are."""
     directory = tmp_path_factory.mktemp("dumps")
-    with one_thread():
-        return compiled(*imported, dump_to=directory), directory
+    return compiled(*imported, dump_to=directory), directory
 
 
 def default_passes() -> list[NetworkPass]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from families import FAMILIES
 from golden import made_up_weights
-from models import one_thread
 from numpy.typing import NDArray
 
 from compiler.calibrate.ranges import image_scale
@@ -33,12 +31,6 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 QKFORMER, CIFAR = SHARED / "checkpoints" / "qkformer-cifar10-4-64.safetensors", SHARED / "data" / "cifar10-test.parquet"
 CALIBRATION, STEPS = 8, 2
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def to_integers(

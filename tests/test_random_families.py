@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from families import FAMILIES, SmallFamily
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from models import one_thread
 
 import cstep
 from compiler.calibrate.ranges import LEAST_IMAGES
@@ -46,12 +44,6 @@ def members(draw: st.DrawFn) -> Member:
         sizes["depths"] = draw(st.integers(1, 2))
     drawn = replace(family, size=size, arguments={**family.arguments, **sizes})
     return Member(name, drawn, draw(st.integers(1, min(family.steps, 5))), draw(st.sampled_from(["layers", "windows"])))
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def assert_every_pass_agrees(member: Member) -> None:

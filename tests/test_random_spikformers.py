@@ -7,7 +7,6 @@ docs/random-spikformers.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from models import BACK_END, Shape, compiled, one_thread, spikformer
+from models import BACK_END, Shape, compiled, spikformer
 from numpy.typing import NDArray
 
 from compiler.check import CheckResult
@@ -84,12 +83,6 @@ TARGETS = st.builds(
     window=st.sampled_from([2, 2, 2, 1, 3]),
     pairs=st.sampled_from([4, 1, 2]),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def fitted(network: Network, images: NDArray[np.float32], target: Target, passes: str | None = None) -> Compiled:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import Shape, one_thread, spikformer
+from models import Shape, spikformer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -208,23 +208,19 @@ NO_BLOCKS = "the network has no transformer blocks: no attention under a numbere
     ],
 )
 def test_compiling_refuses_tokens_that_cannot_be_left_out(plain: bool, tables: dict[str, Any], said: str) -> None:
-    with one_thread():
-        model, images = two_blocks()
-        table = {"schema": "cstep-settings/1", "model": {"name": "net"}, **tables}
-        with pytest.raises(CStepError) as caught:
-            cstep.compile(
-                Plain().eval() if plain else model, images[:1], calibration=images, check=False, settings=table
-            )
+    model, images = two_blocks()
+    table = {"schema": "cstep-settings/1", "model": {"name": "net"}, **tables}
+    with pytest.raises(CStepError) as caught:
+        cstep.compile(Plain().eval() if plain else model, images[:1], calibration=images, check=False, settings=table)
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
 def test_settings_made_in_python_have_one_way_to_leave_tokens_out() -> None:
     """They were not read from anywhere; then it is the second pass that says so."""
-    with one_thread():
-        model, images = two_blocks()
-        both = Settings(model=Model(name="net"), tokens=Tokens(keep=(0.5,)), halting=Halting(alpha=-5, beta=0))
-        with pytest.raises(CStepError, match=r"^halt-tokens: the network leaves tokens out already; there can be one"):
-            cstep.compile(model, images[:1], calibration=images, check=False, settings=both)
+    model, images = two_blocks()
+    both = Settings(model=Model(name="net"), tokens=Tokens(keep=(0.5,)), halting=Halting(alpha=-5, beta=0))
+    with pytest.raises(CStepError, match=r"^halt-tokens: the network leaves tokens out already; there can be one"):
+        cstep.compile(model, images[:1], calibration=images, check=False, settings=both)
 
 
 def test_the_command_says_which_file_has_wrong_tokens(tmp_path: Path, refuses: Callable[..., str]) -> None:

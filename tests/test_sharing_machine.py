@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from emulated import both_families, copy_of, program_of, random_state
 from families import FAMILIES
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from models import one_thread
 from numpy.typing import NDArray
 from programs import small_program
 
@@ -191,12 +189,6 @@ def shifted(source_map: NDArray[np.int32], behind: int) -> NDArray[np.int32]:
     return moved
 
 
-@pytest.fixture
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
 def compiled(name: str, mode: str, machine: Machine = REUSE) -> tuple[Program, NDArray[np.int8]]:
     """A small family's program with a mode, and an input."""
     family = FAMILIES[name]
@@ -207,7 +199,6 @@ def compiled(name: str, mode: str, machine: Machine = REUSE) -> tuple[Program, N
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.usefixtures("single")
 def test_every_mode_gives_every_family_the_same_integers(name: str) -> None:
     """Compiled with match, which has pairings beside; the other modes are put into the same program.
 
@@ -239,7 +230,6 @@ def test_every_mode_gives_every_family_the_same_integers(name: str) -> None:
         assert bool(total("matching_bits") > 0) == (sharing > Sharing.PAIR)
 
 
-@pytest.mark.usefixtures("single")
 def test_compiling_for_a_machine_without_the_mode_names_layer_mode_and_machine() -> None:
     told = r"^patch_embed\.\S+ \(\S+\.py:\d+\): sharing=forest; machine c-step has pair$"
     with pytest.raises(CStepError, match=told):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -15,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from integer import STEPS, TO_INTEGERS, changed, integer_module
 from lossy import exits_of, masks_of, passes_of
-from models import digits, one_thread
+from models import digits
 from numpy.typing import NDArray
 from stepwise import Guard, Stepwise
 from stopped import BLOCKS, SCORES, Where, assert_stops, assert_stops_beside, check_scale, stop
@@ -29,17 +28,12 @@ from compiler.ir.network import Network
 from compiler.ir.types import Element, Train
 from compiler.passes.stop_tokens import StopTokens, change_scale, drop_of
 from compiler.pipeline import parse_passes
-from isa.errors import CStepError, CStepWarning
+from isa.errors import CStepError
 
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 SCORE = pytest.mark.parametrize("score", SCORES)
 
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", CStepWarning)
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
 
 
 def check(
@@ -109,12 +103,11 @@ def test_any_number_of_tokens_and_timesteps(
     pixels: tuple[int, int], steps: int, keep: str, kernel: int, score: str
 ) -> None:
     """1x1, 1x3, 3x1, 3x3, 5x3 and 5x7 tokens."""
-    with one_thread():
-        network = integer_module("spikformer-cifar", steps, pixels)
-        inputs = changed("spikformer-cifar", pixels).inputs(2, seed=steps)
-        where = [replace(BLOCKS["spikformer-cifar"][0], rows=pixels[0] // 4, columns=pixels[1] // 4)]
-        stopped, stops = stop(network, where, [keep], score, kernel)
-        assert_stops(Stepwise(network, stops=stops), stopped, inputs, ["layers" if score == "code" else "windows"])
+    network = integer_module("spikformer-cifar", steps, pixels)
+    inputs = changed("spikformer-cifar", pixels).inputs(2, seed=steps)
+    where = [replace(BLOCKS["spikformer-cifar"][0], rows=pixels[0] // 4, columns=pixels[1] // 4)]
+    stopped, stops = stop(network, where, [keep], score, kernel)
+    assert_stops(Stepwise(network, stops=stops), stopped, inputs, ["layers" if score == "code" else "windows"])
 
 
 ELEMENTS = {

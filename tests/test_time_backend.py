@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from exact import program_of
 from forms import COLUMNS, EVENTS, FORMS, IMAGE, IMAGE_CHANNELS, ROWS, STEM, STREAM, network_of
-from models import one_thread
 from numpy.typing import NDArray
 from xdsl.dialects.builtin import ArrayAttr, IntAttr
 
@@ -94,12 +92,6 @@ HANDMADE: dict[str, str] = {
         "%o = spike.add %s, %l : <5x7x34xcount<4>>\n%on = spike.reshape %o : <35x34xcount<4>>\n"
     ) + HEAD.format(value="%on", channels=34),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def images(text: str) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from families import FAMILIES
 from golden import Golden, made_up_inputs
-from models import Shape, compiled, emulate, one_thread, spikformer
+from models import Shape, compiled, emulate, spikformer
 from test_lossy_passes import STEPS, integer_module
 
 from compiler.check import Checker
@@ -30,12 +29,6 @@ from isa.errors import CStepError, CStepWarning
 GOLDEN = Path(__file__).parent / "passes"
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 SMALL = "spikformer-cifar"
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def applied(network: Network, passes: str) -> Network:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 from forms import form
 from golden import Golden
 from integer import integer_module
-from models import one_thread
 from programs import FIRST, small_program, source_map
 
 import cstep
@@ -21,7 +19,7 @@ from compiler.backend.lower import lower
 from compiler.ir.network import Network, parse
 from compiler.passes.insert_exits import InsertExits
 from compiler.passes.stop_tokens import StopTokens
-from isa.errors import CStepError, CStepWarning
+from isa.errors import CStepError
 from isa.hazards import with_tokens
 from isa.instructions import (
     Attend,
@@ -46,12 +44,7 @@ LINEAR, NEURONS = 9, 10
 LATCH = {"kept": FIRST, "steps": 2, "tokens": 16}
 ROW = {"rows": 1, "columns": 16, "input_rows": 1, "input_columns": 16, "kept": 1}
 
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", CStepWarning)
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore::isa.errors.CStepWarning")
 
 
 def program(*latches: Keep, before: int = LINEAR, **changes: int) -> Program:

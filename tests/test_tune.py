@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from compiler.settings import Halting, Model, RowSharing, Settings, Timesteps, r
 from isa.errors import CStepError
 from isa.machine import load_machine
 from runtime.report.costs import CHARGED, costs_of
-from tests.models import DIGITS_CHECKPOINT, Shape, one_thread, spikformer
+from tests.models import DIGITS_CHECKPOINT, Shape, spikformer
 
 IMAGES, TRIALS = 100, 26
 RANGES = 16
@@ -51,14 +51,13 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case() -> Iterator[Case]:
-    with one_thread():
-        model, _ = spikformer(Shape(classes=5))
-        random = np.random.default_rng(3)
-        images = random.standard_normal((RANGES + IMAGES, 1, 16, 16)).astype(np.float32)
-        labels = cstep.run(cstep.compile(model, images[:1], calibration=images[:RANGES], check=False), images).labels
-        wrong = random.random(len(labels)) < 0.2
-        yield Case(model, images, np.where(wrong, (labels + 1) % 5, labels))
+def case() -> Case:
+    model, _ = spikformer(Shape(classes=5))
+    random = np.random.default_rng(3)
+    images = random.standard_normal((RANGES + IMAGES, 1, 16, 16)).astype(np.float32)
+    labels = cstep.run(cstep.compile(model, images[:1], calibration=images[:RANGES], check=False), images).labels
+    wrong = random.random(len(labels)) < 0.2
+    return Case(model, images, np.where(wrong, (labels + 1) % 5, labels))
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +271,9 @@ def space_of(base: Settings, **shape: Any) -> Space:
     machine = load_machine("c-step-reuse")
     import torch
 
-    with one_thread():
-        network = integer_network(
-            import_model(model, torch.from_numpy(images[:1])), front_passes(machine, images, None), images
-        )
+    network = integer_network(
+        import_model(model, torch.from_numpy(images[:1])), front_passes(machine, images, None), images
+    )
     return Space.of(network, machine, base)
 
 
@@ -375,16 +373,14 @@ def test_bad_input_is_one_line(
 def test_the_command_writes_settings_that_compile_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     tiny = ("--images", "100", "--trials", "8", "--max-loss", "1", "--workers", "1", "-o", str(out))
-    with one_thread():
-        assert cstep.main([*COMMAND, *tiny]) == 0
-        shown = capsys.readouterr()
-        assert "best for operations at a loss of 1 points or less" in shown.out
-        built = ["compile", "spikformer-2-96", "--checkpoint", str(DIGITS_CHECKPOINT), "--calibration", "digits"]
-        assert (
-            cstep.main([*built, "--no-check", "--settings", str(out / "settings.toml"), "-o", str(out / "net.cstep")])
-            == 0
-        )
-        before = (out / "settings.toml").read_bytes()
-        assert cstep.main([*COMMAND, *tiny, "--resume"]) == 0
+    assert cstep.main([*COMMAND, *tiny]) == 0
+    shown = capsys.readouterr()
+    assert "best for operations at a loss of 1 points or less" in shown.out
+    built = ["compile", "spikformer-2-96", "--checkpoint", str(DIGITS_CHECKPOINT), "--calibration", "digits"]
+    assert (
+        cstep.main([*built, "--no-check", "--settings", str(out / "settings.toml"), "-o", str(out / "net.cstep")]) == 0
+    )
+    before = (out / "settings.toml").read_bytes()
+    assert cstep.main([*COMMAND, *tiny, "--resume"]) == 0
     assert ", 0 of them run now" in capsys.readouterr().out.split("net.cstep")[-1]
     assert (out / "settings.toml").read_bytes() == before

@@ -1,7 +1,6 @@
 """The zoo's models are the published ones: same neuron, same keys, same accuracy."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ SHARED = ROOT.parent / "shared"
 CIFAR_CHECKPOINT = SHARED / "checkpoints" / "spikformer-cifar10-2-64.safetensors"
 CIFAR_IMAGES = SHARED / "data" / "cifar10-test.parquet"
 DIGITS_CHECKPOINT = ROOT / "examples" / "spikformer-digits.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small gain little from threads, and lose much where other work keeps the cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def currents(steps: int = 6) -> Tensor:

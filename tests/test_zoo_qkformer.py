@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import assert_published_logits, drawn_events, drawn_image, one_thread, structure
+from published import assert_published_logits, drawn_events, drawn_image, structure
 from torch import Tensor, nn
 
 from compiler.frontend.checkpoint import apply_checkpoint, load_checkpoint
@@ -51,7 +51,7 @@ def small(layout: str, **arguments: int) -> tuple[QKFormer, Tensor]:
 
 @pytest.mark.parametrize("layout", ["cifar", "imagenet", "events"])
 def test_every_neuron_fires_and_no_image_depends_on_its_batch(layout: str) -> None:
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         model, images = small(layout)
         rates = randomise(model, images, seed=1)
         assert rates.keys() == {name for name, module in model.named_modules() if isinstance(module, LIF)}
@@ -94,7 +94,7 @@ LOGITS = (
 def test_trained_logits_are_those_of_the_published_code() -> None:
     model, entry = trained()
     dataset = load_dataset(str(IMAGES), split="test", shape=entry.input, mean=entry.mean, std=entry.std)
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         logits = model(torch.from_numpy(dataset.batch(0, 2)))
     torch.testing.assert_close(logits, torch.tensor(LOGITS), rtol=0, atol=0.02)
 
@@ -109,7 +109,7 @@ def test_it_reaches_the_documented_accuracy(count: int, accuracy: float) -> None
     model, entry = trained()
     dataset = load_dataset(str(IMAGES), split="test", shape=entry.input, mean=entry.mean, std=entry.std).take(count)
     assert dataset.labels is not None
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         batches = (torch.from_numpy(dataset.batch(at, at + 50)) for at in range(0, count, 50))
         guesses = torch.cat([model(batch).argmax(1) for batch in batches])
     correct = (guesses == torch.from_numpy(dataset.labels)).float().mean().item()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from published import assert_published_logits, drawn_image, one_thread, structure
+from published import assert_published_logits, drawn_image, structure
 from torch import Tensor, nn
 
 from compiler.frontend.checkpoint import apply_checkpoint
@@ -33,7 +33,7 @@ def small(T: int = 2, kd: bool = False) -> tuple[SDTV2, Tensor]:  # noqa: N803
 
 
 def test_every_neuron_fires_and_no_image_depends_on_its_batch() -> None:
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         model, images = small()
         rates = randomise(model, images, seed=1)
         assert rates.keys() == {name for name, module in model.named_modules() if isinstance(module, LIF)}
@@ -45,7 +45,7 @@ def test_every_neuron_fires_and_no_image_depends_on_its_batch() -> None:
 
 
 def test_both_heads_read_the_same_spikes_and_their_mean_is_the_answer() -> None:
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         model, images = small(kd=True)
         randomise(model, images, seed=1)
         seen: list[Tensor] = []

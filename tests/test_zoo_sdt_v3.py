@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 import torch
-from published import assert_published_logits, drawn_events, drawn_image, one_thread, structure
+from published import assert_published_logits, drawn_events, drawn_image, structure
 from torch import Tensor, nn
 
 from compiler.frontend.checkpoint import apply_checkpoint
@@ -74,7 +74,7 @@ def small(variant: Variant) -> tuple[SDTV3 | SDTV3Large, Tensor]:
 
 @pytest.mark.parametrize("variant", ["base", "events", "83m", "171m"])
 def test_every_neuron_fires_and_no_input_depends_on_its_batch(variant: Variant) -> None:
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         model, inputs = small(variant)
         rates = randomise(model, inputs, seed=1)
         assert rates
@@ -115,7 +115,7 @@ def test_neurons_are_the_published_ones(variant: Variant, ties: str, norm: float
 
 
 def test_a_large_models_first_head_reads_the_stream_and_its_second_the_counts() -> None:
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         model, images = small("83m")
         assert isinstance(model, SDTV3Large)
         randomise(model, images, seed=1)
@@ -146,7 +146,7 @@ def test_a_name_may_say_the_levels() -> None:
 
 
 def test_layer_scales_scale_every_branch() -> None:
-    with one_thread(), torch.no_grad():
+    with torch.no_grad():
         model, events = small("events")
         randomise(model, events, seed=1)
         assert isinstance(model, SDTV3)

@@ -12,10 +12,12 @@ from emulated import both_families, copy_of, program_of, random_state
 from families import FAMILIES
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from models import Shape, spikformer
 from numpy.typing import NDArray
 from programs import small_program
 
 import cstep
+from compiler.backend.tile_weighted import LONGER
 from compiler.passes.factor_common_spikes import FactorCommonSpikes
 from compiler.pipeline import parse_passes
 from isa.errors import CStepError
@@ -134,6 +136,13 @@ def test_prefix_has_the_published_windows() -> None:
         assert np.array_equal(mine.starts, other.starts)
 
 
+def test_prefix_may_have_smaller_windows_than_the_other_modes() -> None:
+    """As published, on a machine whose forests have larger ones."""
+    large, bits = load_machine("c-step-reuse-large"), np.ones((4, 300, 3), np.uint8)
+    assert [len(each.rows) for each in windows_of(bits, Sharing.FOREST, large, ALONE)] == [1024, 176]
+    assert [len(each.rows) for each in windows_of(bits, Sharing.PREFIX, large, ALONE)] == [256, 256, 256, 256, 176]
+
+
 def test_only_mutual_partners_of_the_right_number_pair() -> None:
     pairing = Pairing(np.array([1, 0, 3, 1, 9, 5], np.uint16), False)
     assert pairing.mates(1, 6).tolist() == [1, 0, 2, 3, 4, 5]
@@ -230,6 +239,25 @@ def test_every_mode_gives_every_family_the_same_integers(name: str) -> None:
         assert bool(total("matching_bits") > 0) == (sharing > Sharing.PAIR)
 
 
+def test_rows_fill_the_windows_that_they_share_in_where_dram_time_allows() -> None:
+    """fc1 with 256 outputs is computed 16 of 64 tokens at a time where pairs share, and all at once for a forest."""
+    model, images = spikformer(
+        Shape(image=(3, 32, 32), embed_dims=64, num_heads=4, depths=1, timesteps=4, mlp_ratio=4.0)
+    )
+    found = dict[str, tuple[list[int], int]]()
+    for mode in ("pair", "forest"):
+        told = {"schema": "cstep-settings/1", "model": {"name": "Spikformer"}, "sharing": {"mode": mode}}
+        program = cstep.compile(model, images[:1], calibration=images, machine=REUSE, settings=told, check=False)
+        counters = run(program, quantise_input(program, images[:1])).counters
+        layer = counters.layers.index("block.0.mlp.fc1_linear")
+        rows = [each.steps * each.rows * each.columns for each in program.code if isinstance(each, Accumulate)]
+        moved = sum(int(counters.by_layer(f"dram_{kind}_bytes")[0, layer]) for kind in ("weight", "spike", "mask"))
+        found[mode] = rows, moved
+    assert 64 in found["pair"][0]
+    assert 64 not in found["forest"][0]
+    assert found["forest"][1] <= LONGER * found["pair"][1]
+
+
 def test_compiling_for_a_machine_without_the_mode_names_layer_mode_and_machine() -> None:
     told = r"^patch_embed\.\S+ \(\S+\.py:\d+\): sharing=forest; machine c-step has pair$"
     with pytest.raises(CStepError, match=told):
@@ -271,6 +299,7 @@ def golden_network() -> object:
         ({"sharing": ("pair", "trees")}, "sharing.1: Input should be 'pair', 'group4'"),
         ({"sharing": ("forest",), "reuse_rows": 0}, "sharing: forest needs reuse_rows, reuse_sums and matching_bits"),
         ({"reuse_sums": 8}, "sharing: prefix stores up to a sum a row: reuse_sums must be reuse_rows=256 or more"),
+        ({"prefix_rows": 512}, "sharing: prefix stores up to a sum a row: reuse_sums must be prefix_rows=512 or more"),
         ({"reuse_rows": 100}, "reuse_rows: Input should be a multiple of 8"),
     ],
 )

@@ -221,7 +221,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except CStepError as error:
         return complain(str(error))
     except typer.TyperException as error:
-        return complain(f"{error.format_message().rstrip('.')}; see cstep --help")
+        context = getattr(error, "ctx", None)  # of the command that was given something wrong
+        command = context.command_path if context is not None else "cstep"
+        return complain(f"{error.format_message().rstrip('.')}; see {command} --help")
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return INTERRUPTED

@@ -429,6 +429,8 @@ def test_options_that_are_wrong(compiling: Says, tmp_path: Path) -> None:
 def test_words_that_are_no_commands(refuses: Says) -> None:
     assert "No such command 'fly'" in refuses("fly")
     assert "Missing argument" in refuses("run")
+    assert refuses("tune", "spikformer-2-64") == "Missing option '--calibration'; see cstep tune --help"
+    assert refuses("--nope") == "No such option: --nope; see cstep --help"
     assert "name a MODEL" in refuses("check")
 
 

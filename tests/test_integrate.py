@@ -117,6 +117,9 @@ LOSSY = {
     "masks": 'set-timesteps{masks="patch_embed.proj_lif3=1100","patch_embed.rpe_lif=1000"},' + LATER,
     "one timestep of them": 'set-timesteps{masks="patch_embed.proj_lif3=1000","patch_embed.rpe_lif=1000"},' + LATER,
     "guards and exits": LATER + "guard-channels{threshold=3},insert-exits{after=1,3 tau=0.3,0.4},",
+    "masks and a guard of what follows": 'set-timesteps{masks="block.0.attn.proj_lif=1110"},'
+    + LATER
+    + "guard-channels{mode=rows after=2 threshold=1},",
     "masks and an exit": 'set-timesteps{masks="patch_embed.rpe_lif=1000"},' + LATER + "insert-exits{after=2 tau=0.3},",
 }
 

@@ -8,6 +8,7 @@ from xdsl.ir import SSAValue
 
 from compiler.backend.emitter import Step
 from compiler.backend.lower_end import Span
+from compiler.backend.lower_guards import SpikeTile
 from compiler.backend.memory import TrainInfo
 from compiler.backend.stages import TimeSumStage
 from compiler.backend.tile import MAX_PIXELS, aligned, largest, spans
@@ -53,6 +54,8 @@ def _tile(lowering: Lowering, stage: TimeSumStage, result: SSAValue, pixels: Spa
                 works=[lambda t=time, h=held: _add(lowering, value, (total, h), t, made, pixels)],
             )
         )
+    tile = SpikeTile((total, 0), pixels[1], (0, made.channels), plane_bytes, plane_bytes, made.pixel_bytes)
+    steps[-1].works.append(lambda: lowering.masks.count(stage, (0, 1), tile))
     steps[-1].stores.append(
         lambda: emit.copy_train(
             Store,

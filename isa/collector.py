@@ -27,8 +27,8 @@ def collector_paused() -> Generator[None]:
 def only_new_collected() -> Generator[None]:
     """`gc.collect` inside looks only at what was made inside; a last look at all else comes first.
 
-    A compiler collects after every pass. In a process that holds torch and a few models one look at everything takes
-    0.1 s to 0.5 s, and there are twenty passes: measured on a model of two blocks, most of the time of compiling it.
+    A compiler collects after every pass. In a process that holds torch one look at everything takes 0.1 s, and there
+    are twenty passes: measured on small models of the zoo, half of the time of compiling them.
     Where somebody has frozen objects for longer than this, nothing is frozen or let go here.
     """
     if gc.get_freeze_count():

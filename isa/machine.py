@@ -80,7 +80,7 @@ class Machine(BaseModel):
 
     def shared_rows(self, mode: str) -> int:
         """Rows of a window in which a mode beyond `pair` looks for what to share."""
-        return (mode == "prefix" and self.prefix_rows) or self.reuse_rows
+        return self.prefix_rows if mode == "prefix" and self.prefix_rows else self.reuse_rows
 
     @property
     def processing_elements(self) -> int:

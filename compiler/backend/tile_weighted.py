@@ -5,8 +5,8 @@ of whether inputs come window by window. Its cost is the bytes that it moves, be
 many bytes as DRAM could have moved while the copy waited for its first; whatever is loaded again is counted again. A
 larger buffer only adds candidates, so the cost never grows with a buffer.
 
-Where rows share within windows, a tile that is small cuts windows short: there the fewest windows are taken that keep
-DRAM busy at most half as long again.
+Where rows share within windows, a tile that is small cuts windows short: there the tiling of fewest windows is taken
+among those that cost at most half as much again as the best (so that a larger buffer may cost more, and share more).
 """
 
 from __future__ import annotations
